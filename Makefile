@@ -1,0 +1,81 @@
+# `make demo` is the quickest look; `make` alone lists the rest. Every target sets itself up, in $(VENV), once.
+
+VENV ?= .venv
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3.12 ...` takes another.
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done),no-python-3.11)
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak check format docs bench bench-setup constraints clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## ?/\1\t/' | expand -t 14
+
+setup: $(VENV)/.core  ## install what a first run needs
+
+demo: $(VENV)/.core  ## train a small GPT on Python's standard library, with 2 workers
+	$(BIN)/konvoi train recipes/stdlib_gpt.py --workers 2 $(ARGS)
+
+test: $(VENV)/.dev  ## every test but the slow ones (ARGS="tests/job -k text" narrows it)
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+soak: $(VENV)/.dev  ## the slow tests; none being there (pytest's status 5) is fine
+	$(BIN)/python -m pytest -q -m slow $(ARGS) || [ $$? -eq 5 ]
+
+check: $(VENV)/.dev  ## lint, format, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev  ## write the generated pages again: docs/api.md, docs/support.md
+	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/make_support.py
+
+bench: $(VENV)/.dev  ## every benchmark, one after another (ARGS=--quick: a minute each)
+	set -e; for benchmark in benchmarks/[!_]*.py; do $(BIN)/python $$benchmark --json $(ARGS); done
+
+bench-setup: $(VENV)/.bench  ## install the peers that the benchmarks compare with
+
+constraints:  ## pin the newest versions of everything but torch
+	rm -rf $(VENV)-fresh
+	$(PYTHON) -m venv $(VENV)-fresh
+	$(VENV)-fresh/bin/python -m pip install "$$(grep '^torch==' constraints.txt)" -e '.[dev,bench]'
+	$(VENV)-fresh/bin/python -m pip freeze --all --exclude-editable > $(VENV)-fresh/frozen.txt
+	{ grep '^#' constraints.txt; \
+	  sed -E '/^(pip|triton|nvidia-[^=]*)==/d; s/^(torch==[^+]*)\+.*/\1/' $(VENV)-fresh/frozen.txt | LC_ALL=C sort -f; \
+	} > $(VENV)-fresh/constraints.txt
+	mv $(VENV)-fresh/constraints.txt constraints.txt
+	rm -rf $(VENV)-fresh
+
+clean:  ## remove builds and caches; the environment and runs/ stay
+	rm -rf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests docs benchmarks recipes examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One thread for each process: the tests start several workers on few cores, and sums keep their order.
+test soak: export OMP_NUM_THREADS = 1
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import venv, ensurepip' || { \
+	  echo "Konvoi needs Python 3.11 or newer with its venv module (Debian: python3-venv); set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.core $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(INSTALL) -e '.[bench]'
+	@touch $@

@@ -1,0 +1,31 @@
+"""Konvoi trains PyTorch models on whatever machines there are: the same program, another plan, another fleet."""
+
+from konvoi import errors, fleet
+from konvoi.job import data, models, objectives, optimizers, schedules
+from konvoi.job.job import Hooks, Job
+from konvoi.plan import Island
+from konvoi.verbs.evaluate import evaluate
+from konvoi.verbs.export import save_pretrained
+from konvoi.verbs.generate import generate
+from konvoi.verbs.run import Run
+from konvoi.verbs.train import train
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Hooks",
+    "Island",
+    "Job",
+    "Run",
+    "data",
+    "errors",
+    "evaluate",
+    "fleet",
+    "generate",
+    "models",
+    "objectives",
+    "optimizers",
+    "save_pretrained",
+    "schedules",
+    "train",
+]

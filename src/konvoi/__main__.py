@@ -1,0 +1,7 @@
+"""`python -m konvoi` is the command `konvoi`."""
+
+import sys
+
+from konvoi.cli import main
+
+sys.exit(main())

@@ -1,0 +1,95 @@
+"""The one seam between Konvoi and the kinds of device: everything else asks here, through `torch.accelerator`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+CPU = "cpu"
+
+
+def kind() -> str:
+    """The kind of accelerator at hand ("cuda", "xpu", "mps" ...), else "cpu"."""
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else CPU  # type: ignore[union-attr]
+
+
+def count(device_kind: str) -> int:
+    """How many devices of a kind there are. The CPU's are its cores, as workers share it by threads."""
+    if device_kind == CPU:
+        return num_cores()
+    return torch.accelerator.device_count() if kind() == device_kind else 0
+
+
+def num_cores() -> int:
+    """The cores that this process may use (its affinity, not the machine's)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def select(device_kind: str, local_rank: int) -> torch.device:
+    """Make this process use its own device."""
+    if device_kind == CPU:
+        return torch.device(CPU)
+    torch.accelerator.set_device_index(local_rank)
+    return torch.device(device_kind, local_rank)
+
+
+def backend(device_kind: str) -> str:
+    """The process group's backend; an accelerator's group also carries CPU tensors, for checkpoints and signals."""
+    collectives = {"cuda": "nccl", "xpu": "xccl", "hpu": "hccl"}
+    return "gloo" if device_kind == CPU else f"cpu:gloo,{device_kind}:{collectives.get(device_kind, 'gloo')}"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until everything queued on the device is done."""
+    if device.type != CPU:
+        torch.accelerator.synchronize(device)
+
+
+def forking_is_safe() -> bool:
+    """Whether a process with torch loaded may fork workers: not on macOS or Windows, nor with CUDA initialised."""
+    return platform.system() == "Linux" and not torch.cuda.is_initialized()
+
+
+def name(device_kind: str) -> str:
+    """What a person calls the device: "NVIDIA H100 80GB HBM3", "AMD EPYC"."""
+    if device_kind == "cuda":
+        return torch.cuda.get_device_name()
+    if device_kind != CPU:
+        return device_kind
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """The most memory that tensors took on an accelerator since the start; None on the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's global generators seeded inside the block, and as before after it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def describe(device_kind: str) -> dict[str, Any]:
+    """The machine, for a run's record."""
+    return {
+        "host": platform.node(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a plain string: its own type would load torch where it is read
+        "device": name(device_kind),
+        "device_kind": device_kind,
+        "num_devices": count(device_kind),
+        "num_cores": num_cores(),
+    }

@@ -1,0 +1,169 @@
+"""The parent's side of an agent and its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from konvoi.errors import FleetError
+from konvoi.fleet.channel import Channel
+
+REQUEST_BYTES = 64  # as in agent.py, which this file must not import: it would be loaded twice
+LEAVE_S = 0.3  # for workers to leave by themselves before they are killed
+
+
+class AgentHandle:
+    """Starts an agent at once and without waiting; the first request waits for it. Use with `with`."""
+
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        ours, theirs = socket.socketpair()
+        package_root = str(Path(__file__).resolve().parents[2])
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's pool of threads would not survive the fork
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting devices must not initialise CUDA before the fork
+        }
+        # -P: a file of the user's called random.py must not shadow the standard library's.
+        command = [sys.executable, "-P", "-m", "konvoi.fleet.agent", str(theirs.fileno()), *preload]
+        # A session of its own: Ctrl-C reaches the parent alone, which then asks the workers to save.
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        theirs.close()
+        self.channel = Channel(ours)
+        self._hello: Mapping[str, Any] | None = None
+
+    def hello(self) -> Mapping[str, Any]:
+        """What the agent found: pid, num_threads, can_fork, machine. Waits until it is ready."""
+        if self._hello is None:
+            try:
+                kind, body = self.channel.receive()
+            except EOFError:
+                raise FleetError("the agent that starts the workers ended before it was ready", hint="its own error stands above") from None
+            assert kind == "hello"
+            self._hello = body
+        return self._hello
+
+    def request(self, line: str, fds: Sequence[int] = ()) -> None:
+        self.hello()
+        with contextlib.suppress(BrokenPipeError):  # its end is seen where its channel is read
+            socket.send_fds(self.channel.sock, [line.encode().ljust(REQUEST_BYTES)], list(fds))
+
+    def close(self) -> None:
+        """Ends the agent and with it every worker. Returns when they are gone."""
+        self.channel.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self) -> AgentHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Message:
+    """`kind` is "event", "result" or "failure" from a worker, or "exited" (body: exit code) from the agent."""
+
+    worker: int
+    kind: str
+    body: Any
+
+
+class Crew:
+    """`num_workers` workers under one agent. Use with `with`; leaving it kills what still runs."""
+
+    def __init__(self, agent: AgentHandle, num_workers: int, *, spawn: bool = False) -> None:
+        self.agent, self.num_workers, self.spawn = agent, num_workers, spawn
+        self.channels: dict[int, Channel] = {}
+        self.pids: dict[int, int] = {}
+
+    def start(self, numbers: Sequence[int] | None = None) -> None:
+        """Fork the workers (or those named, to replace them)."""
+        for number in range(self.num_workers) if numbers is None else numbers:
+            ours, theirs = socket.socketpair()
+            self.agent.request(f"{'spawn' if self.spawn else 'fork'} {number}", [theirs.fileno()])
+            theirs.close()
+            self.channels[number] = Channel(ours)
+
+    def submit(self, body: bytes, fields: Sequence[Mapping[str, Any]], environment: Mapping[str, str]) -> None:
+        """Send the pickled `(entry, payload)` to the first `len(fields)` workers, each with its Place's fields."""
+        for number, place in enumerate(fields):
+            with contextlib.suppress(BrokenPipeError, ConnectionError):  # dead already: its exit is reported
+                self.channels[number].send("task", (sys.path, dict(environment), dict(place), body))
+
+    def messages(self, timeout_s: float) -> list[Message]:
+        """What has arrived, waiting for at most `timeout_s`. Raises: FleetError where the agent is gone."""
+        sources = {channel: number for number, channel in self.channels.items()}
+        readable, _, _ = select.select([*sources, self.agent.channel], [], [], timeout_s)
+        found = []
+        for channel in readable:
+            if channel is self.agent.channel:
+                found += self._from_agent()
+                continue
+            try:
+                kind, body = channel.receive()
+                found.append(Message(sources[channel], kind, body))
+            except EOFError:
+                self.channels.pop(sources[channel]).close()  # the agent reports how it ended
+        return found
+
+    def _from_agent(self) -> list[Message]:
+        try:
+            kind, body = self.agent.channel.receive()
+        except EOFError:
+            raise FleetError("the agent that owns the workers was killed; its workers ended with it") from None
+        if kind == "started":
+            self.pids[body[0]] = body[1]
+            return []
+        number, pid, code = body
+        if self.pids.get(number) != pid:
+            return []  # one of an earlier crew
+        del self.pids[number]
+        return [Message(number, "exited", code)]
+
+    def stop(self) -> None:
+        """Ask every worker to save and stop after the present step."""
+        for channel in self.channels.values():
+            with contextlib.suppress(OSError):
+                channel.send("stop")
+
+    def end(self, numbers: Sequence[int] | None = None) -> None:
+        """Let workers leave, then kill those that did not. Returns when all named are gone."""
+        waiting = set(self.pids if numbers is None else numbers)
+        for number in waiting & set(self.channels):
+            with contextlib.suppress(OSError):
+                self.channels[number].send("leave")
+        deadline = time.monotonic() + LEAVE_S
+        while waiting & set(self.pids):
+            self.messages(timeout_s=0.02)
+            if time.monotonic() > deadline:
+                deadline = float("inf")
+                for number in waiting & set(self.pids):
+                    self.kill(number)
+        for number in set(self.channels) - set(self.pids):
+            self.channels.pop(number).close()
+
+    def kill(self, number: int) -> None:
+        self.agent.request(f"kill {self.pids[number]} {int(signal.SIGKILL)}")
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(FleetError):
+            self.end()

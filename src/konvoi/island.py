@@ -1,0 +1,221 @@
+"""A live island, as one of its workers sees it: process group, mesh, the split model, and one exact step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from konvoi import devices
+from konvoi.fleet.worker import Place
+from konvoi.plan.island import Island
+from konvoi.plan.precision import LossScale, precision
+from konvoi.plan.split import blocks
+from konvoi.plan.split.fully_shard import check_ties, fully_shard, shard_unit, units
+from konvoi.plan.split.materialize import build, materialize
+from konvoi.plan.split.parts import Parts, find_ties, local, single
+from konvoi.plan.split.replicate import replicate
+from konvoi.values import MicroBatch, Objective
+
+
+@dataclass
+class Gradient:
+    """The sum of a step's gradients, until it is applied. `factor` turns it into the mean that the optimizer wants."""
+
+    loss: float
+    weight: float
+    should_stop: bool
+    wait_s: float
+    factor: float
+    own_is_finite: bool = True  # this worker's share of the loss
+    scale: float = 1.0  # that the loss carried
+    norm: float = math.nan  # of the mean gradient, before clipping
+
+
+class LiveIsland:
+    """Made by `enter`. Every worker calls the same methods in the same order."""
+
+    def __init__(self, place: Place, plan: Island, device: torch.device, mesh: DeviceMesh | None) -> None:
+        self.place, self.plan, self.device, self.mesh = place, plan, device, mesh
+        self.precision = precision(plan.precision)
+        self.scale: LossScale | None = None  # set at the first step, or by a checkpoint
+
+    # -- the model ----------------------------------------------------------------------------------------------
+
+    def split(self, model: Any, objective: Objective, *, seed: int, freeze: Sequence[str] = ()) -> Parts:
+        """Build the model and split it, in the one order: recomputing, compiling, sharding or replicating."""
+        module = build(model, seed, self.device, self.precision.parameters)
+        _freeze(module, freeze)
+        if self.plan.fsdp > 1:
+            check_ties(find_ties(module), [name for name, _ in units(module) if name])
+        if self.plan.checkpoint_activations:
+            blocks.recompute(module)
+        if self.plan.compile:
+            blocks.compile_blocks(module)
+        if self.plan.fsdp > 1:
+            assert self.mesh is not None
+            mesh = self.mesh["dp", "fsdp"] if self.plan.dp > 1 else self.mesh["fsdp"]
+            compute = self.precision.compute
+            materialize(module, seed, self.device, units(module), lambda unit: shard_unit(unit, mesh, compute))
+            parts = fully_shard(single(module, objective), mesh)
+        else:
+            materialize(module, seed, self.device, [("", module)], lambda unit: None)
+            parts = single(module, objective)
+            if self.plan.dp > 1:
+                assert self.mesh is not None
+                parts = replicate(parts, self.mesh.get_group("dp"))
+        return parts
+
+    # -- a step -------------------------------------------------------------------------------------------------
+
+    def forward_backward(self, parts: Parts, micro: Sequence[MicroBatch], *, should_stop: bool = False) -> Gradient:
+        """Add up the gradients of the global batch. Nothing is divided until `mean`."""
+        scale = self.scale = self.scale or self._suited_scale(micro)
+        reduced: list[Any] = []
+
+        def announce(sums: Tensor) -> None:
+            row = torch.cat([sums, sums.new_tensor([float(should_stop)])])
+            work = dist.all_reduce(row, async_op=True) if self.mesh is not None else None
+            reduced.extend((sums, row, work))
+
+        parts.begin()
+        with self.precision.autocast(self.device) if self.plan.fsdp == 1 else contextlib.nullcontext():
+            parts.forward_backward(micro, scale.value, announce)
+        begin = time.perf_counter()
+        parts.finish()
+        sums, row, work = reduced
+        if work is not None:
+            work.wait()
+        wait_s = time.perf_counter() - begin
+        loss_sum, weight, stop = row.tolist()
+        factor = 1.0 / (scale.value * weight) if weight > 0 else 0.0
+        loss = loss_sum / weight if weight > 0 else 0.0 * loss_sum
+        own_is_finite = math.isfinite(loss) or bool(sums.isfinite().all())
+        return Gradient(loss, weight, stop > 0, wait_s, factor, own_is_finite, scale.value)
+
+    def clip(self, parts: Parts, gradient: Gradient, max_norm: float | None) -> None:
+        """Turn the sums into the mean gradient, no longer than `max_norm` over the whole model."""
+        gradient.norm = parts.grad_norm().item() * gradient.factor
+        if max_norm is not None and gradient.norm > max_norm:
+            gradient.factor *= max_norm / (gradient.norm + 1e-6)  # 1e-6: as torch.nn.utils.clip_grad_norm_
+        if math.isfinite(gradient.norm):
+            torch._foreach_mul_(parts.gradients(), gradient.factor)
+
+    def is_finite(self, gradient: Gradient) -> bool:
+        """Whether the step may be taken: the same answer on every worker, as loss and norm are over all of them."""
+        return math.isfinite(gradient.norm) and math.isfinite(gradient.loss)
+
+    def after_step(self, is_finite: bool) -> None:
+        if self.scale is not None:
+            self.scale = self.scale.after(is_finite)
+
+    @property
+    def scale_is_dynamic(self) -> bool:
+        """Whether a gradient that is not finite only means that the loss scale was too large."""
+        return self.plan.precision == "fp16"
+
+    def sums(self, parts: Parts, items: Iterator[MicroBatch], measure: Any) -> dict[str, float]:
+        """`measure(module, batch) -> {name: sum}` added up over all batches and workers, without gradients."""
+        total: dict[str, Tensor] = {}
+        (module,) = parts.modules
+        module.eval()
+        with torch.no_grad(), self.precision.autocast(self.device) if self.plan.fsdp == 1 else contextlib.nullcontext():
+            for item in items:
+                for name, value in measure(module, item.batch).items():
+                    value = value.detach().double() if value.device.type == "cpu" else value.detach().float()
+                    total[name] = total.get(name, 0.0) + (value if item.counts else value * 0.0)
+        module.train()
+        row = torch.stack(list(total.values()))
+        if self.mesh is not None:
+            dist.all_reduce(row)
+        return dict(zip(total, row.tolist(), strict=True))
+
+    def to_device(self, micro: MicroBatch) -> MicroBatch:
+        return micro if self.device.type == devices.CPU else replace(micro, batch=_moved(micro.batch, self.device))
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every worker's value, in order. Slow; for messages about failures and for set-up."""
+        found = [value] * self.place.num_workers
+        if self.mesh is not None:
+            dist.all_gather_object(found, value)
+        return found
+
+    # -- the scale that the loss carries through the backward pass ----------------------------------------------
+
+    def _suited_scale(self, micro: Sequence[MicroBatch]) -> LossScale:
+        """About 1 / weight, so that summed gradients stay in range; a power of two, so that it changes no digit."""
+        rows = max((t.numel() for item in micro for t in _tensors(item.batch)), default=1)
+        count = torch.tensor([float(rows * len(micro) * self.place.num_workers)], device=self.device)
+        if self.mesh is not None:
+            dist.all_reduce(count, op=dist.ReduceOp.MAX)
+        suited = 2.0 ** -math.ceil(math.log2(count.item()))
+        # 2^16 over the mean loss is where torch.amp.GradScaler begins, too.
+        return LossScale(suited * 2.0**16, is_dynamic=True) if self.scale_is_dynamic else LossScale(suited)
+
+
+@contextlib.contextmanager
+def enter(place: Place, plan: Island) -> Iterator[LiveIsland]:
+    """Join the island's other workers; leave together."""
+    device = devices.select(place.device_kind, place.local_worker)
+    if place.num_threads:
+        torch.set_num_threads(place.num_threads)
+    if place.num_workers == 1:
+        yield LiveIsland(place, plan, device, None)
+        return
+    _join(place)
+    try:
+        mesh = init_device_mesh(place.device_kind, (plan.dp, plan.fsdp), mesh_dim_names=("dp", "fsdp"))
+        yield LiveIsland(place, plan, device, mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(place: Place) -> None:
+    backend = devices.backend(place.device_kind)
+    if not place.store_file:
+        dist.init_process_group(backend)
+        return
+    store = dist.FileStore(place.store_file, place.num_workers)
+    dist.init_process_group(backend, store=store, rank=place.worker, world_size=place.num_workers)
+
+
+def _freeze(module: nn.Module, patterns: Sequence[str]) -> None:
+    import fnmatch
+
+    from konvoi.errors import JobError
+
+    names = dict(module.named_parameters())
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise JobError("freeze names no parameter", found=pattern, expected=f"e.g. {next(iter(names), '')}")
+        for name in found:
+            names[name].requires_grad_(False)
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else []
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: _moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_moved(value, device) for value in batch)
+    return batch
+
+
+__all__ = ["Gradient", "LiveIsland", "enter", "local"]

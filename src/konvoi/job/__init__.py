@@ -1,0 +1,1 @@
+"""What is learned: the model, the data, the objective, the optimizer."""

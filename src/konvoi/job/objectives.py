@@ -1,0 +1,105 @@
+"""What is minimised: frozen values that map `(model, batch)` to `(loss_sum, weight)`, never to a mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any
+
+from konvoi.errors import JobError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross entropy of each token given those before it, in nats; the weight is the number of tokens that count.
+
+    The batch has `input_ids` (batch, seq + 1), of which the model sees the first seq. Optional are `labels`, aligned
+    with `input_ids` as in transformers (this shifts them, once), and `attention_mask` of the same shape, which the
+    model gets too. Targets that are `ignore_index` do not count, and without labels neither does padding.
+    """
+
+    _: KW_ONLY
+    ignore_index: int = -100
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]:
+        import torch.nn.functional as F
+
+        input_ids, targets = batch["input_ids"], self.targets(batch)
+        mask = batch.get("attention_mask")
+        if mask is None:
+            logits = _logits(model(input_ids[:, :-1]))  # (batch, seq, vocab)
+        else:
+            logits = _logits(model(input_ids[:, :-1], attention_mask=mask[:, :-1]))
+        loss_sum = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=self.ignore_index
+        )
+        return loss_sum, (targets != self.ignore_index).sum().to(loss_sum.dtype)
+
+    def targets(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(batch, seq): what each position is to predict."""
+        if "labels" in batch:
+            return batch["labels"][:, 1:]
+        targets = batch["input_ids"][:, 1:]
+        mask = batch.get("attention_mask")
+        return targets if mask is None else targets.masked_fill(mask[:, 1:] == 0, self.ignore_index)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross entropy of `model(inputs)` (batch, classes) against `labels` (batch,); the weight is the samples."""
+
+    _: KW_ONLY
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise JobError("label_smoothing is out of range", found=self.label_smoothing, expected="0 <= value < 1")
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]:
+        import torch.nn.functional as F
+
+        logits, labels = _logits(model(batch["inputs"])), batch["labels"]
+        loss_sum = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+        return loss_sum, loss_sum.new_tensor(len(labels))
+
+    def measure(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The number of samples whose best class is the right one."""
+        best = _logits(model(batch["inputs"])).argmax(-1)
+        return {"accuracy": (best == batch["labels"]).sum()}
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Squared distance of `model(inputs)` to `targets`, both (batch, targets); the weight is the samples.
+
+    The sum over a sample's targets is not divided by their number: the loss of a run is the mean over the samples of
+    `||prediction - target||^2`, which is num_targets times what torch's MSELoss shows.
+    """
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]:
+        predictions, targets = _logits(model(batch["inputs"])), batch["targets"]
+        if predictions.shape != targets.shape:
+            # (batch, 1) against (batch,) would silently compare everything with everything.
+            raise JobError(
+                "regression: the model's output and the targets have different shapes",
+                found=f"output {tuple(predictions.shape)}",
+                expected=f"targets {tuple(targets.shape)}",
+            )
+        loss_sum = (predictions - targets).square().sum()
+        return loss_sum, loss_sum.new_tensor(len(targets))
+
+
+next_token = NextToken
+classification = Classification
+regression = Regression
+
+
+def _logits(output: Any) -> Tensor:
+    """The model's output, or its `.logits` (transformers), in at least float32: a sum needs the digits."""
+    import torch
+
+    logits: Tensor = output if isinstance(output, torch.Tensor) else output.logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

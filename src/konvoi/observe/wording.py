@@ -1,0 +1,81 @@
+"""One event in one sentence, for terminals and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from konvoi.observe.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    Ready,
+    Restarted,
+    RunEnded,
+    RunStarted,
+    Sampled,
+    Warned,
+    WorkerDied,
+)
+from konvoi.units import format_bytes, format_count, format_seconds
+
+
+def sentence(event: Event) -> str:
+    """Empty for a StepDone: steps are shown as progress.
+
+    >>> sentence(WorkerDied(worker=1, host="alpha", reason="signal SIGKILL", step=812))
+    'worker 1 on alpha died at step 812: signal SIGKILL'
+    """
+    match event:
+        case RunStarted():
+            start = f"resumed from step {event.resumed_from:,}" if event.resumed_from else "started"
+            return start + (f", attempt {event.attempt}" if event.attempt else "")
+        case Ready():
+            return f"ready after {format_seconds(event.seconds)}: {format_count(event.num_parameters)} parameters"
+        case Evaluated():
+            best = " (best)" if event.best else ""
+            return f"step {event.step:,}: {event.split} {figures(event.values)}{best}"
+        case CheckpointSaved():
+            took = f"in {format_seconds(event.seconds)}, training stood still for {format_seconds(event.blocked_s)}"
+            return f"step {event.step:,}: checkpoint saved, {format_bytes(event.size_bytes)} {took}"
+        case WorkerDied():
+            step = f" at step {event.step:,}" if event.step is not None else ""
+            return f"worker {event.worker} on {event.host} died{step}: {event.reason}"
+        case Restarted():
+            origin = f"step {event.from_step:,}" if event.from_step else "the beginning"
+            return f"restarted from {origin}, restart {event.attempt} of {event.max_restarts}"
+        case Warned():
+            return event.message if event.worker is None else f"worker {event.worker}: {event.message}"
+        case Sampled():
+            return f"step {event.step:,}: {event.prompt}{event.text}"
+        case RunEnded():
+            ended = f"{event.reason} at step {event.step:,} after {format_seconds(event.seconds)}"
+            return ended + (f": {event.message}" if event.message else "")
+    return ""
+
+
+def header(event: RunStarted) -> list[tuple[str, str]]:
+    """(label, text) rows: what runs, how, where, and what was derived."""
+    rows = [("run", event.run), ("job", phrase(event.job)), ("plan", phrase(event.plan) or "one worker")]
+    origin = f", {sentence(event)}" if event.resumed_from else ""
+    rows += [("fleet", event.fleet), ("steps", f"{event.num_steps:,}{origin}")]
+    rows += [("derived" if i == 0 else "", line) for i, line in enumerate(event.derived)]
+    return [row for row in rows if row[1]]
+
+
+def figures(values: Mapping[str, float]) -> str:
+    """
+    >>> figures({"loss": 1.5, "bits_per_byte": 2.164})
+    'loss 1.5000 · bits per byte 2.1640'
+    """
+    return " · ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+
+
+def phrase(fields: Mapping[str, Any]) -> str:
+    """A described value on one line; what is unset or itself a mapping is left to the record.
+
+    >>> phrase({"model": "gpt", "steps": 10, "ema": None, "spec": {"vocab_size": 256}})
+    'model gpt · steps 10'
+    """
+    scalars = {name: value for name, value in fields.items() if isinstance(value, (str, int, float)) and value != ""}
+    return " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in scalars.items())

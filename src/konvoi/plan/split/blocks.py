@@ -1,0 +1,45 @@
+"""The repeated blocks of a model: the units of sharding, compiling and recomputing."""
+
+from __future__ import annotations
+
+
+import functools
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def find_blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The items of every outermost list or sequence of two or more modules of the same class, by name.
+
+    >>> [name for name, _ in find_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))]
+    ['0', '1']
+    >>> find_blocks(nn.Linear(2, 2))
+    []
+    """
+    found: list[tuple[str, nn.Module]] = []
+
+    def visit(name: str, parent: nn.Module) -> None:
+        for child_name, child in parent.named_children():
+            full = f"{name}.{child_name}" if name else child_name
+            siblings = [other for other in parent.children() if type(other) is type(child)]
+            if isinstance(parent, (nn.ModuleList, nn.Sequential)) and len(siblings) > 1 and any(True for _ in child.parameters()):
+                found.append((full, child))
+            else:
+                visit(full, child)
+
+    visit("", module)
+    return found
+
+
+def recompute(module: nn.Module) -> None:
+    """Recompute each block's inside during the backward pass (arXiv 1604.06174). Names of parameters stay."""
+    for _, block in find_blocks(module):
+        # The block's forward is replaced rather than the block wrapped: a wrapper would change every parameter's name.
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """torch.compile each block in place: one compilation serves them all, as they are of one class."""
+    for _, block in find_blocks(module) or [("", module)]:
+        block.compile()

@@ -1,0 +1,65 @@
+"""fsdp: parameters, gradients and optimizer state are sharded, by torch's FSDP2; with dp as HSDP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import fully_shard as torch_fully_shard
+
+from konvoi.errors import PlanError
+from konvoi.plan.split.blocks import find_blocks
+from konvoi.plan.split.parts import Parts, Tie, run_micro_batches
+from konvoi.values import MicroBatch
+
+
+def shard_unit(module: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None) -> None:
+    """Shard one unit's parameters over the mesh's last axis; they are gathered for its forward and backward pass."""
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32) if compute_dtype else MixedPrecisionPolicy()
+    torch_fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def check_ties(ties: Sequence[Tie], units: Sequence[str]) -> None:
+    """Every use of a tied parameter must lie in one unit. Raises: PlanError."""
+
+    def unit_of(name: str) -> str:
+        return next((unit for unit in units if name.startswith(f"{unit}.")), "")
+
+    for tie in ties:
+        places = {unit_of(name) for name in (tie.owner, *tie.aliases)}
+        if len(places) > 1:
+            raise PlanError(
+                "fsdp cannot shard a tied parameter whose uses lie in different blocks",
+                found=f"{tie.owner} = {', '.join(tie.aliases)}",
+                hint="dp holds the model whole",
+            )
+
+
+def fully_shard(parts: Parts, mesh: DeviceMesh) -> Parts:
+    """Finish the sharding of a model whose units are sharded already: sums instead of means, one norm over all."""
+    (module,) = parts.modules
+    assert isinstance(module, FSDPModule)
+    for child in module.modules():
+        if isinstance(child, FSDPModule):
+            # The loop divides once, by the global weight; FSDP2 would divide by the number of workers too.
+            child.set_gradient_divide_factor(1.0)
+            child.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+
+    def synchronize_gradients(flag: bool) -> None:
+        module.set_requires_gradient_sync(flag)
+        module.set_is_last_backward(flag)
+
+    def forward_backward(micro: Sequence[MicroBatch], scale: float, announce: Callable[[Tensor], None]) -> None:
+        synchronize_gradients(False)
+        run_micro_batches(module, parts.objective, micro, scale, announce, before_last=lambda: synchronize_gradients(True))
+
+    return replace(parts, forward_backward=forward_backward, norm_group=mesh.get_group("fsdp"))
+
+
+def units(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What is gathered at a time: each repeated block, then the root with all the rest."""
+    return [*find_blocks(module), ("", module)]

@@ -1,0 +1,144 @@
+"""`Parts`: what one worker holds of a model, and how a step runs over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from konvoi.values import MicroBatch, Objective
+
+
+@dataclass(frozen=True)
+class Tie:
+    """One tensor under several names. The owner's name is the one that state, updates and exports see."""
+
+    owner: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A frozen value; a split returns a changed copy.
+
+    A step is: `begin()`, `forward_backward(...)`, `finish()`, then `gradients()` hold the gradient of
+    `scale * loss_sum` over the global batch, each worker its own part of it.
+    """
+
+    modules: tuple[nn.Module, ...]  # one, unless a pipeline gives a worker several stages
+    names: tuple[str, ...]  # where each stands in the whole model: "" is the root
+    objective: Objective
+    forward_backward: ForwardBackward
+    finish: Callable[[], None]  # wait until the gradients hold every worker's share
+    begin: Callable[[], None]
+    gradients: Callable[[], list[Tensor]]  # local tensors, every element exactly once; scaled in place
+    norm_group: torch.distributed.ProcessGroup | None = None  # over which squares of gradients are still to be added
+    ties: tuple[Tie, ...] = ()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter of this worker by its name in the whole model, ties once."""
+        for prefix, module in zip(self.names, self.modules, strict=True):
+            yield from module.named_parameters(prefix=prefix)
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The persistent buffers: what a state dict holds beside the parameters."""
+        for prefix, module in zip(self.names, self.modules, strict=True):
+            kept = module.state_dict(keep_vars=True)
+            for name, buffer in module.named_buffers(prefix=prefix):
+                if name.removeprefix(f"{prefix}.") in kept:
+                    yield name, buffer
+
+    def grad_norm(self) -> Tensor:
+        """The 2-norm over the whole model of what `gradients()` hold: the same number on every worker."""
+        norms = torch._foreach_norm(self.gradients())
+        squares = torch.stack([norm.double() if norm.device.type == "cpu" else norm.float() for norm in norms]).square().sum()
+        if self.norm_group is not None:
+            torch.distributed.all_reduce(squares, group=self.norm_group)
+        return squares.sqrt()
+
+
+ForwardBackward = Callable[[Sequence[MicroBatch], float, Callable[[Tensor], None]], None]
+"""`(micro_batches, scale, announce)`: gradients of `scale * loss_sum` are added up; `announce(sums)` is called once,
+before the last backward pass, with this worker's `[loss_sum, weight]`, so that its reduction overlaps."""
+
+
+def single(module: nn.Module, objective: Objective) -> Parts:
+    """The whole model on one worker: where every split starts."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def begin() -> None:
+        for parameter in trainable:
+            parameter.grad = None
+
+    def gradients() -> list[Tensor]:
+        return [local(grad_of(parameter)) for parameter in trainable]
+
+    def forward_backward(micro: Sequence[MicroBatch], scale: float, announce: Callable[[Tensor], None]) -> None:
+        run_micro_batches(module, objective, micro, scale, announce)
+
+    return Parts(
+        modules=(module,),
+        names=("",),
+        objective=objective,
+        forward_backward=forward_backward,
+        begin=begin,
+        finish=lambda: None,
+        gradients=gradients,
+        ties=find_ties(module),
+    )
+
+
+def run_micro_batches(
+    module: nn.Module,
+    objective: Objective,
+    micro: Sequence[MicroBatch],
+    scale: float,
+    announce: Callable[[Tensor], None],
+    before_last: Callable[[], None] = lambda: None,
+) -> None:
+    """Forward and backward over each micro-batch in turn; only sums are kept between them."""
+    sums: Tensor | None = None
+    for number, item in enumerate(micro):
+        is_last = number == len(micro) - 1
+        if is_last:
+            before_last()
+        loss_sum, weight = objective(module, item.batch)
+        if not item.counts:
+            loss_sum, weight = loss_sum * 0.0, weight * 0.0
+        pair = torch.stack([loss_sum.detach(), weight.detach().to(loss_sum)])
+        pair = pair if pair.dtype == torch.float64 else pair.float()
+        sums = pair if sums is None else sums + pair
+        if is_last:
+            announce(sums)
+        (loss_sum * scale).backward()  # type: ignore[no-untyped-call]
+
+
+def grad_of(parameter: nn.Parameter) -> Tensor:
+    """Its gradient. One that the objective does not reach is zero, under every plan: weight decay still applies."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's own part of a tensor; shares its memory."""
+    return tensor.to_local() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
+
+
+def find_ties(module: nn.Module) -> tuple[Tie, ...]:
+    """Parameters that stand under several names, found by identity."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return tuple(Tie(found[0], tuple(found[1:])) for found in names.values() if len(found) > 1)
+
+
+def retie(module: nn.Module, ties: Sequence[Tie]) -> None:
+    """Make the aliases the owner's parameter again, after it was replaced."""
+    for tie in ties:
+        owner = module.get_parameter(tie.owner)
+        for alias in tie.aliases:
+            path, _, leaf = alias.rpartition(".")
+            setattr(module.get_submodule(path), leaf, owner)

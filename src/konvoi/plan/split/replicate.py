@@ -1,0 +1,134 @@
+"""dp: every worker holds the whole model; gradients are summed in buckets while the backward pass goes on.
+
+torch's DDP is not used: it divides by the number of workers, lays its buckets out anew after the first step (which
+changes the order of sums, so that a resumed run would differ in the last bit), and wants one module and one call of
+its forward. Here the layout is fixed by the parameters' order. `reduce_one_by_one` is the slow twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from konvoi.plan.split.parts import Parts, run_micro_batches
+from konvoi.values import MicroBatch
+
+BUCKET_BYTES = 25_000_000  # DDP's default, arXiv 2006.15704 section 4.1: large enough for bandwidth, small enough to overlap
+FIRST_BUCKET_BYTES = 1_000_000  # the first to be ready is small, so that sending begins early
+
+
+@dataclass
+class Bucket:
+    flat: Tensor  # the gradients, end to end
+    parameters: list[nn.Parameter]
+    missing: int = 0  # gradients that are still to come in this step
+
+
+class Buckets:
+    """Gradients as views of flat buffers, reduced in a fixed order as soon as they are whole."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.buckets = [_flatten(members) for members in _assign(list(parameters)[::-1])]
+        self.armed = False  # whether this backward pass is the step's last
+        self.next = 0  # the bucket to be sent next: the same order on every worker, whoever is ready first
+        self.works: list[dist.Work] = []
+        for bucket in self.buckets:
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(self._hook(bucket))
+
+    def begin(self) -> None:
+        for bucket in self.buckets:
+            bucket.flat.zero_()
+            _restore_views(bucket)
+
+    def arm(self) -> None:
+        """The next backward pass is the last of the step: send what becomes whole."""
+        self.armed, self.next = True, 0
+        for bucket in self.buckets:
+            bucket.missing = len(bucket.parameters)
+
+    def finish(self) -> None:
+        """Send what the objective did not reach, and wait for everything."""
+        self.armed = False
+        for bucket in self.buckets[self.next :]:
+            self._send(bucket)
+        self.next = len(self.buckets)
+        for work in self.works:
+            work.wait()
+        self.works.clear()
+
+    def _hook(self, bucket: Bucket) -> Callable[[Tensor], None]:
+        def on_gradient(_: Tensor) -> None:
+            if not self.armed:
+                return
+            bucket.missing -= 1
+            while self.next < len(self.buckets) and self.buckets[self.next].missing == 0:
+                self._send(self.buckets[self.next])
+                self.next += 1
+
+        return on_gradient
+
+    def _send(self, bucket: Bucket) -> None:
+        work = dist.all_reduce(bucket.flat, group=self.group, async_op=True)
+        assert work is not None
+        self.works.append(work)
+
+
+def _assign(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Cut the parameters, last first, into runs of one dtype and about the bucket's size."""
+    groups: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        limit = FIRST_BUCKET_BYTES if len(groups) == 1 else BUCKET_BYTES
+        if not groups or groups[-1][0].dtype != parameter.dtype or size >= limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    return groups
+
+
+def _flatten(parameters: list[nn.Parameter]) -> Bucket:
+    bucket = Bucket(torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device), parameters)
+    _restore_views(bucket)
+    return bucket
+
+
+def _restore_views(bucket: Bucket) -> None:
+    """Point every `.grad` into the buffer; a user's `zero_grad(set_to_none=True)` takes them away."""
+    offset = 0
+    for parameter in bucket.parameters:
+        stop = offset + parameter.numel()
+        if parameter.grad is None:
+            parameter.grad = bucket.flat[offset:stop].view_as(parameter)
+        offset = stop
+
+
+def replicate(parts: Parts, group: dist.ProcessGroup) -> Parts:
+    """Sum the gradients over `group`. The module stays as it is."""
+    (module,) = parts.modules
+    buckets = Buckets([p for p in module.parameters() if p.requires_grad], group)
+
+    def forward_backward(micro: Sequence[MicroBatch], scale: float, announce: Callable[[Tensor], None]) -> None:
+        run_micro_batches(module, parts.objective, micro, scale, announce, before_last=buckets.arm)
+
+    return replace(
+        parts,
+        begin=buckets.begin,
+        forward_backward=forward_backward,
+        finish=buckets.finish,
+        gradients=lambda: [bucket.flat for bucket in buckets.buckets],
+    )
+
+
+def reduce_one_by_one(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """The slow twin of `Buckets`: after the backward pass, one all-reduce a parameter."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad, group=group)

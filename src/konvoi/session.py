@@ -1,0 +1,249 @@
+"""What surrounds the steps of a run on one worker: batches, evaluation, checkpoints, and going on where it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from konvoi import devices
+from konvoi.errors import NonFiniteError
+from konvoi.island import Gradient, LiveIsland
+from konvoi.job.data import stream_loader
+from konvoi.job.data.loader import Batches, eval_batches
+from konvoi.job.data.tokenizer import load_tokenizer
+from konvoi.job.sampling import continue_tokens
+from konvoi.learner import Learner, check_same_model
+from konvoi.observe.events import CheckpointSaved, Evaluated, Ready, Sampled, StepDone, Warned
+from konvoi.plan.precision import LossScale
+from konvoi.plan.split.materialize import key
+from konvoi.state import checkpoint
+from konvoi.task import Outcome, Task
+from konvoi.values import Measures, MicroBatch, Source
+
+SAMPLE_TOKENS = 200
+
+
+class Session:
+    """Use with `with`. Every worker calls the same methods at the same steps; worker 0 speaks."""
+
+    def __init__(self, island: LiveIsland, task: Task) -> None:
+        begin = time.perf_counter()
+        self.island, self.task, self.job = island, task, task.prepared.job
+        self.is_leader = island.place.worker == 0
+        self.emit = island.place.send if self.is_leader else lambda event: None
+        self.parts = island.split(self.job.model, self.job.objective, seed=self.job.seed, freeze=self.job.freeze)
+        self.learner = Learner(self.job, self.parts, task.prepared.num_steps)
+        self.checkpoints = checkpoint.Checkpoints(
+            task.folder / "checkpoints",
+            keep=task.keep,
+            worker=island.place.worker,
+            num_workers=island.place.num_workers,
+            on_saved=self._on_saved,
+        )
+        self.saved_step = 0
+        self.best_loss, self.num_worse = math.inf, 0
+        self.start = self._restore() if task.resume or island.place.attempt else 0
+        self.profiler: torch.profiler.profile | None = None
+        self.emit(Ready(num_parameters=self.learner.num_parameters(), seconds=time.perf_counter() - begin))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.checkpoints.close()
+
+    @property
+    def has_converged(self) -> bool:
+        return self.job.patience is not None and self.num_worse >= self.job.patience
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[tuple[int, list[MicroBatch], float]]:
+        """The remaining steps: their number (1 is the first), this worker's micro-batches, the seconds waited."""
+        place = self.island.place
+        with self._batches() as batches, self._profile():
+            samples = iter(batches)
+            for step in range(self.start + 1, self.task.prepared.num_steps + 1):
+                place.reach_step(step)
+                begin = time.perf_counter()
+                micro = [self.island.to_device(item) for item in next(samples)]
+                waited = time.perf_counter() - begin
+                # Dropout draws from here: nothing random is carried from step to step, so resuming needs no state.
+                torch.manual_seed(key(self.job.seed, f"step {step} worker {place.worker}"))
+                yield step, micro, waited
+
+    def _batches(self) -> Any:
+        place, job = self.island.place, self.job
+        common = {
+            "seed": job.seed,
+            "global_batch": job.global_batch,
+            "worker": place.worker,
+            "num_workers": place.num_workers,
+            "accumulate": self.task.plan.accumulate,
+            "start_step": self.start,
+            "collate": job.collate,
+            "pin_memory": self.island.device.type != devices.CPU,
+        }
+        source = self.task.prepared.splits.train
+        if isinstance(source, Source):
+            return Batches(source, num_loaders=job.num_loaders, **common)
+        stream = stream_loader.StreamBatches(source, **common)
+        for note in stream.notes:
+            self.emit(Warned(message=note))
+        return stream
+
+    def after_step(self, done: StepDone) -> None:
+        """Tell, evaluate and save where it is time."""
+        job, step = self.job, done.step
+        self.emit(done)
+        if self.is_leader and job.hooks.on_step:
+            job.hooks.on_step(done)
+        if self.profiler is not None:
+            self.profiler.step()
+        self.checkpoints.check()
+        is_best = bool(job.validate_every) and step % (job.validate_every or 1) == 0 and self.evaluate(step)
+        every = self.task.checkpoint_every
+        if (every and step % every == 0) or (is_best and job.patience is not None):
+            self.save(step, is_best=is_best)
+
+    def on_nonfinite(self, step: int, gradient: Gradient) -> None:
+        """Leave the step out (everywhere, as every worker sees the same numbers), or end the run."""
+        if self.job.on_nonfinite == "skip" or self.island.scale_is_dynamic:
+            return
+        finite = self.island.gather_objects(gradient.own_is_finite)
+        workers = [number for number, is_finite in enumerate(finite) if not is_finite]
+        last = checkpoint.find(self.checkpoints.folder)
+        raise NonFiniteError(
+            "the loss is not finite" if workers else "the gradient is not finite",
+            found=f"loss {gradient.loss}, gradient norm {gradient.norm} at step {step}"
+            + (f", first on worker {', '.join(map(str, workers))}" if workers else ""),
+            hint=(f"the last good checkpoint is {last[-1][1]}" if last else "there is no checkpoint yet")
+            + "; a smaller lr or clip_grad_norm, or on_nonfinite='skip' leaves such steps out",
+        )
+
+    # -- evaluation ---------------------------------------------------------------------------------------------
+
+    def evaluate_first(self) -> None:
+        if self.start == 0 and self.job.validate_every != 0:
+            self.evaluate(0)
+
+    def evaluate(self, step: int) -> bool:
+        """Held-out figures, averaged over the global split. Returns whether the loss is the best so far."""
+        if self.task.prepared.splits.valid is None:
+            return False
+        begin = time.perf_counter()
+        with self.learner.averaged():
+            values = held_out(self.island, self.parts, self.task)
+            text = self._sample()
+        is_best = values["loss"] < self.best_loss
+        self.best_loss, self.num_worse = (values["loss"], 0) if is_best else (self.best_loss, self.num_worse + 1)
+        event = Evaluated(step=step, split="valid", values=values, seconds=time.perf_counter() - begin, best=is_best)
+        self.emit(event)
+        if text is not None:
+            self.emit(Sampled(step=step, prompt=self.job.sample_prompt or "", text=text))
+        if self.is_leader and self.job.hooks.on_eval:
+            self.job.hooks.on_eval(event)
+        return is_best
+
+    def _sample(self) -> str | None:
+        spec = self.task.prepared.splits.spec
+        if self.job.sample_prompt is None or spec.tokenizer is None or spec.seq_len is None:
+            return None
+        tokenizer = load_tokenizer(spec.tokenizer)
+        (module,) = self.parts.modules
+        module.eval()
+        tokens = continue_tokens(
+            module, tokenizer.encode(self.job.sample_prompt), SAMPLE_TOKENS, max_context=spec.seq_len, end=tokenizer.end_of_text
+        )
+        module.train()
+        return tokenizer.decode(tokens)
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, *, is_best: bool = False) -> None:
+        facts = {
+            "step": step,
+            "plan": self.task.plan.describe(),
+            "shapes": self.learner.shapes(),
+            "optimizer": bool(self.learner.optimizers),
+            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+            "num_worse": self.num_worse,
+            "scale": dataclasses.asdict(self.island.scale) if self.island.scale else None,
+            "best_step": step if is_best else self.checkpoints.best_step,
+        }
+        self.checkpoints.save(step, self.learner.tensors(), facts, is_best=is_best)
+        self.saved_step = step
+
+    def _on_saved(self, saved: checkpoint.Saved) -> None:
+        event = CheckpointSaved(
+            step=saved.step, path=str(saved.path), size_bytes=saved.size_bytes, blocked_s=saved.blocked_s, seconds=saved.seconds
+        )
+        self.emit(event)
+        if self.job.hooks.on_checkpoint:
+            self.job.hooks.on_checkpoint(event)
+
+    def _restore(self) -> int:
+        """Read the newest whole checkpoint; returns its step, 0 where there is none."""
+        whole = checkpoint.find(self.checkpoints.folder)
+        newest = self.island.gather_objects(whole[-1] if whole else None)[0]
+        if newest is None:
+            return 0
+        step, path = newest
+        facts = checkpoint.facts_of(path)
+        check_same_model(facts["shapes"], self.learner.shapes())
+        self.learner.allocate()
+        checkpoint.load(path, self.learner.tensors(), num_workers=self.island.place.num_workers)
+        self.best_loss = facts["best_loss"] if facts["best_loss"] is not None else math.inf
+        self.num_worse, self.checkpoints.best_step = facts["num_worse"], facts["best_step"]
+        if self.island.scale_is_dynamic and facts["scale"] and facts["scale"]["is_dynamic"]:
+            self.island.scale = LossScale(**facts["scale"])
+        self.saved_step = step
+        return int(step)
+
+    def end(self, reason: str, step: int) -> Outcome:
+        """The last evaluation and checkpoint; returns when all is on disk."""
+        if reason != "stopped" and self.job.validate_every != 0 and not (self.job.validate_every and step % self.job.validate_every == 0):
+            self.evaluate(step)
+        if step > self.saved_step:
+            self.save(step)
+        self.checkpoints.wait()
+        return Outcome(reason, step)
+
+    @contextlib.contextmanager
+    def _profile(self) -> Iterator[None]:
+        if not (self.task.profile and self.is_leader):
+            yield
+            return
+        path = self.task.folder / "trace.json"
+        schedule = torch.profiler.schedule(wait=2, warmup=2, active=5, repeat=1)
+        with torch.profiler.profile(schedule=schedule, on_trace_ready=lambda p: p.export_chrome_trace(str(path))) as self.profiler:
+            yield
+        if not path.exists():
+            self.emit(Warned(message=f"no trace: it takes the steps 5 to 9, and the run had {self.task.prepared.num_steps}"))
+
+
+def held_out(island: LiveIsland, parts: Any, task: Task) -> dict[str, float]:
+    """The objective's figures over the held-out part: loss, and what else it measures, each divided by the weight."""
+    job, splits = task.prepared.job, task.prepared.splits
+    assert splits.valid is not None
+    items = eval_batches(splits.valid, batch=job.global_batch, worker=island.place.worker, num_workers=island.place.num_workers)
+    if job.validate_batches:
+        items = (item for _, item in zip(range(job.validate_batches), items, strict=False))
+
+    def measure(module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        loss_sum, weight = job.objective(module, batch)
+        extra = job.objective.measure(module, batch) if isinstance(job.objective, Measures) else {}
+        return {"loss": loss_sum, "weight": weight, **extra}
+
+    sums = island.sums(parts, (island.to_device(item) for item in items), measure)
+    weight = sums.pop("weight")
+    values = {name: value / weight for name, value in sums.items()}
+    if splits.spec.bytes_per_token:
+        values["bits_per_byte"] = values["loss"] / math.log(2) / splits.spec.bytes_per_token
+    return values

@@ -1,0 +1,1 @@
+"""What survives: checkpoints, the run's folder, exports."""

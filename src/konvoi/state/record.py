@@ -1,0 +1,97 @@
+"""The run's folder: `runs/<name>/` with the plan, the job, events, checkpoints and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from konvoi.errors import StateError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a run keeps what. A value: the folder need not exist yet."""
+
+    folder: Path
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    def newest_step(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        names = sorted(self.checkpoints.glob("step-*"))
+        return int(names[-1].name.removeprefix("step-")) if names else None
+
+    def write(self, job: Mapping[str, Any], plan: Mapping[str, Any], task: bytes) -> None:
+        """Describe the run for people (JSON) and for later verbs (`task.pickle`)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (("job", job), ("plan", plan)):
+            _write_whole(self.folder / f"{name}.json", json.dumps(content, indent=1, default=str).encode())
+        _write_whole(self.folder / "task.pickle", task)
+
+    def task(self) -> Any:
+        """The job and plan as they were. Raises: StateError for a folder that is no run, or not this user's."""
+        path = self.folder / "task.pickle"
+        if not path.is_file():
+            raise StateError("this is no run of Konvoi", found=self.folder, expected="a folder with task.pickle")
+        if path.stat().st_uid != os.getuid():
+            # A pickle is a program: one that somebody else wrote is not run.
+            raise StateError("this run belongs to another user", found=path, hint="copy the folder if you trust who made it")
+        return cloudpickle.loads(path.read_bytes())
+
+
+def pickled(value: Any) -> bytes:
+    """Functions and classes of the user's own program travel by value. Never used between islands."""
+    return cloudpickle.dumps(value)
+
+
+def carry_by_value(module: Any) -> None:
+    """Let a recipe's own module travel with what it defines: a worker cannot import it."""
+    cloudpickle.register_pickle_by_value(module)
+
+
+def create(root: Path, name: str | None) -> Record:
+    """A new run's folder. Raises: StateError where the name is taken."""
+    record = Record(root / (name or time.strftime("%Y-%m-%d-%H%M%S")))
+    number = 1
+    while name is None and record.folder.exists():
+        number += 1
+        record = Record(root / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{number}")
+    if (record.folder / "task.pickle").exists():
+        raise StateError("there is a run of this name", found=record.folder, hint="--resume goes on with it; another --name starts anew")
+    return record
+
+
+def find(root: Path, which: str | Path | bool) -> Record:
+    """A run by its folder or its name; True: the newest. Raises: StateError."""
+    runs = sorted((path.parent for path in root.glob("*/task.pickle")), key=lambda path: (path / "task.pickle").stat().st_mtime)
+    if which is True or which == "":
+        if not runs:
+            raise StateError("there is no run to go on with", found=f"nothing in {root}/")
+        return Record(runs[-1])
+    for folder in (Path(str(which)), root / str(which)):
+        if (folder / "task.pickle").exists():
+            return Record(folder)
+    raise StateError("no such run", found=str(which), hint=did_you_mean(str(which), [path.name for path in runs]) if runs else "")
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

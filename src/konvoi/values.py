@@ -1,0 +1,136 @@
+"""What the rooms pass to each other, and the Protocols that they speak.
+
+Nothing here imports torch when it is loaded: a recipe that only names ready-made parts stays quick to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data set says about its samples, so that a ready-made model can fit itself to them."""
+
+    vocab_size: int | None = None  # token ids are in [0, vocab_size)
+    num_classes: int | None = None
+    input_shape: tuple[int, ...] | None = None  # of one sample's "inputs", e.g. (channels, height, width)
+    num_targets: int | None = None  # width of a regression target
+    seq_len: int | None = None  # positions that a model is run on for one sample
+    bytes_per_token: float | None = None  # of the held-out text: turns nats per token into bits per byte
+    tokenizer: str | None = None  # "bytes", or the path of a tokenizers JSON file
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A map-style data set: a fixed number of samples, each read by its index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A prepared data set. `train` may also be an iterable (see job/data/stream.py); `valid` never is."""
+
+    train: Any
+    valid: Source | None
+    spec: DataSpec
+    description: Mapping[str, Any] = field(default_factory=dict)  # for the run's record: source, files, bytes, counts
+
+
+@runtime_checkable
+class Data(Protocol):
+    """A frozen value that names data. `prepare` reads, checks and caches it, once, before a worker starts."""
+
+    def prepare(self) -> Splits:
+        """Raises: DataError where the data is missing, empty or unreadable."""
+        ...
+
+
+@runtime_checkable
+class ModelRecipe(Protocol):
+    """A ready-made model: a frozen value that fits itself to the data and builds the module when called."""
+
+    def fit(self, spec: DataSpec) -> ModelRecipe:
+        """Fill in what the data decides (vocabulary, classes, shape); what the user has set stays."""
+        ...
+
+    def derived(self) -> tuple[str, ...]:
+        """What was derived from the dial, numbered and with its source, as a person reads it."""
+        ...
+
+    def __call__(self) -> nn.Module: ...
+
+
+@runtime_checkable
+class InitializesByName(Protocol):
+    """A root module that can be built on `meta` and filled in one submodule at a time, whatever the plan."""
+
+    def init_module(self, name: str, module: nn.Module, generator: torch.Generator) -> None:
+        """Fill the parameters and buffers that `module` itself owns (not its children's), in place."""
+        ...
+
+
+class Objective(Protocol):
+    """What is minimised: `(model, batch) -> (loss_sum, weight)`, two scalar tensors.
+
+    `weight` counts what the sum runs over, in tokens or samples. The loop adds both over the *global* batch and
+    divides once, so that padding, ignored labels and unequal parts change nothing.
+    """
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """An objective that also knows other figures, e.g. accuracy: sums over the same weight as the loss."""
+
+    def measure(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
+
+
+class OptimizerRecipe(Protocol):
+    """A frozen value that builds optimizers for named parameters; a list, as Muon needs a companion."""
+
+    def build(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]: ...
+
+
+class Schedule(Protocol):
+    """The learning rate's factor at a step: pure, so that resuming needs no state."""
+
+    def factor(self, step: int, num_steps: int) -> float: ...
+
+    def derived(self, num_steps: int) -> tuple[str, ...]:
+        """What this length decides, as a person reads it."""
+        ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward's share of a worker's part. Where `counts` is false the result is weighted with zero: a worker
+    without samples of its own still takes part in the collectives."""
+
+    batch: Mapping[str, Any]
+    counts: bool = True
+
+
+class Batches(Protocol):
+    """Endless: one item per optimizer step, each the micro-batches of this worker."""
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]: ...
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one measurement, already divided: `values["loss"]` in nats per unit of `weight`."""
+
+    values: Mapping[str, float]
+    weight: float

@@ -1,0 +1,6 @@
+"""Benchmarks are scripts: their folder is on the path when they run."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
