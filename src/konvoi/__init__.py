@@ -7,6 +7,7 @@ from konvoi.plan import Island
 from konvoi.verbs.evaluate import evaluate
 from konvoi.verbs.export import save_pretrained
 from konvoi.verbs.generate import generate
+from konvoi.verbs.join import join
 from konvoi.verbs.run import Run
 from konvoi.verbs.train import train
 
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate",
     "fleet",
     "generate",
+    "join",
     "models",
     "objectives",
     "optimizers",

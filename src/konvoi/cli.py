@@ -7,7 +7,7 @@ import ast
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse that suggests the nearest right word."""
 
     def error(self, message: str) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
+        known = list(_options(self))
         if message.startswith("unrecognized arguments:"):
             word = message.split(":", 1)[1].split()[0].split("=")[0]
             message += f"\n  hint: {did_you_mean(word, known)}"
@@ -37,6 +37,15 @@ class Parser(argparse.ArgumentParser):
             word = message.split("invalid choice:")[1].strip().split("'")[1]
             message = f"no such command: {word}\n  hint: {did_you_mean(word, VERBS)}"
         self.exit(2, f"konvoi: {message}\n")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Every option of a parser and of its commands: argparse reports an unknown one at the root."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action.choices, dict):
+            for command in action.choices.values():
+                yield from _options(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,27 +68,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="konvoi",
+        usage="konvoi VERB ...",
         description=konvoi.__doc__,
         epilog=GROUPS + "\nkonvoi VERB --help says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=konvoi.__version__)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser, help=argparse.SUPPRESS)
-    train = verbs.add_parser("train", description="Train the job of a recipe: a Python file that defines `job` (a kv.Job, or a function that returns one), and perhaps `plan` and `fleet`.")
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="VERB", required=True, parser_class=Parser, help=argparse.SUPPRESS
+    )
+    train = verbs.add_parser(
+        "train",
+        description="Train the job of a recipe: a Python file that defines `job` (a kv.Job, or a function that returns "
+        "one), and perhaps `plan` and `fleet`.",
+    )
     train.add_argument("recipe", type=Path)
-    train.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the job, e.g. steps=100 global_batch=16 seed=3")
+    train.add_argument(
+        "overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the job, e.g. steps=100 global_batch=16 seed=3"
+    )
     train.add_argument("--plan", metavar="PLAN", help="e.g. dp=2,fsdp=2,precision=bf16,compile")
     train.add_argument("--workers", type=int, metavar="N", help="workers on this computer")
     train.add_argument("--device", metavar="KIND", help="cpu, cuda, ...")
     train.add_argument("--oversubscribe", action="store_true", help="allow more CPU workers than cores")
     train.add_argument("--name", help="the run's name; its folder is runs/NAME")
-    train.add_argument("--resume", nargs="?", const=True, default=False, metavar="RUN", help="go on with a run (default: the newest)")
+    train.add_argument(
+        "--resume", nargs="?", const=True, default=False, metavar="RUN", help="go on with a run (default: the newest)"
+    )
     train.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="default: a tenth of the run")
     train.add_argument("--json", action="store_true", help="print events as JSON lines instead of progress")
     train.add_argument("--tensorboard", action="store_true", help="write TensorBoard files into the run's folder too")
     train.add_argument("--profile", action="store_true", help="write a torch trace of five steps")
     for verb, text in (("evaluate", "Held-out figures of a run, as JSON."), ("report", "Write a run's report.html.")):
-        verbs.add_parser(verb, description=text).add_argument("run", nargs="?", default=True, help="a run's name or folder (default: the newest)")
+        verbs.add_parser(verb, description=text).add_argument(
+            "run", nargs="?", default=True, help="a run's name or folder (default: the newest)"
+        )
     generate = verbs.add_parser("generate", description="What a run's model writes after a prompt.")
     generate.add_argument("prompt")
     generate.add_argument("--run", default=True, metavar="RUN", help="a run's name or folder (default: the newest)")
@@ -90,7 +112,11 @@ def _parser() -> Parser:
     export.add_argument("folder", type=Path)
     export.add_argument("--run", default=True, metavar="RUN", help="a run's name or folder (default: the newest)")
     doctor = verbs.add_parser("doctor", description="What this machine has, as JSON.")
-    doctor.add_argument("--self-test", action="store_true", help="prove on this machine's own devices that every way of splitting computes the same")
+    doctor.add_argument(
+        "--self-test",
+        action="store_true",
+        help="prove on this machine's own devices that every way of splitting computes the same",
+    )
     return parser
 
 
@@ -100,14 +126,22 @@ def _train(options: argparse.Namespace) -> None:
 
     if not options.recipe.is_file():
         nearby = [str(path) for path in options.recipe.parent.glob("*.py")]
-        raise JobError("no such recipe", found=options.recipe, hint=did_you_mean(str(options.recipe), nearby) if nearby else "a Python file that defines `job`")
+        raise JobError(
+            "no such recipe",
+            found=options.recipe,
+            hint=did_you_mean(str(options.recipe), nearby) if nearby else "a Python file that defines `job`",
+        )
     with AgentHandle(PRELOAD) as agent:  # it loads torch while the recipe is read
         recipe = load_recipe(options.recipe)
         job = override(recipe_job(recipe, options.recipe), options.overrides)
         plan = konvoi.plan.parse(options.plan) if options.plan else getattr(recipe, "plan", None)
         fleet = getattr(recipe, "fleet", konvoi.fleet.local())
         if options.workers or options.device or options.oversubscribe:
-            fleet = konvoi.fleet.local(options.workers or (plan.num_workers if plan else None), device=options.device, oversubscribe=options.oversubscribe)
+            fleet = konvoi.fleet.local(
+                options.workers or (plan.num_workers if plan else None),
+                device=options.device,
+                oversubscribe=options.oversubscribe,
+            )
         run = konvoi.train(
             job,
             plan,
@@ -154,7 +188,11 @@ def recipe_job(recipe: Any, path: Path) -> Job:
     if not isinstance(job, Job) and callable(job):
         job = job()
     if not isinstance(job, Job):
-        raise JobError("this recipe defines no job", found=path, expected="job = kv.Job(model=, data=, objective=), or a function that returns one")
+        raise JobError(
+            "this recipe defines no job",
+            found=path,
+            expected="job = kv.Job(model=, data=, objective=), or a function that returns one",
+        )
     return job
 
 
@@ -169,7 +207,9 @@ def override(job: Job, items: Sequence[str]) -> Job:
     for item in items:
         name, equals, text = item.partition("=")
         if name not in known or not equals:
-            raise JobError("an override is FIELD=VALUE with a field of the job", found=item, hint=did_you_mean(name, known))
+            raise JobError(
+                "an override is FIELD=VALUE with a field of the job", found=item, hint=did_you_mean(name, known)
+            )
         try:
             values[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -185,7 +225,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     text = konvoi.generate(
-        _found(options.run), options.prompt, num_tokens=options.num_tokens, temperature=options.temperature, seed=options.seed
+        _found(options.run),
+        options.prompt,
+        num_tokens=options.num_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
     )
     _out(options.prompt + text)
 
@@ -205,7 +249,9 @@ def _doctor(options: argparse.Namespace) -> None:
 
     _out(json.dumps(doctor(), indent=2))
     if options.self_test and not self_test(lambda line: _say(line, 0)):
-        raise KonvoiError("the self-test failed: this machine computes something else when it splits", hint="the rows above")
+        raise KonvoiError(
+            "the self-test failed: this machine computes something else when it splits", hint="the rows above"
+        )
 
 
 def _found(run: str | bool) -> Path:

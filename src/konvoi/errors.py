@@ -75,7 +75,9 @@ class MissingExtra(ConfigError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}', which is not installed", hint=f"pip install 'konvoi[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed", hint=f"pip install 'konvoi[{extra}]'"
+        )
 
 
 class StateError(KonvoiError):
@@ -97,7 +99,9 @@ class NonFiniteError(KonvoiError):
 class WorkerError(KonvoiError):
     """A worker raised or died. `remote_traceback` is its own."""
 
-    def __init__(self, message: str, *, worker: int, host: str, step: int | None, remote_traceback: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, worker: int, host: str, step: int | None, remote_traceback: str = "", hint: str = ""
+    ) -> None:
         self.worker, self.host, self.step, self.remote_traceback = worker, host, step, remote_traceback
         super().__init__(message, hint=hint)
 

@@ -34,8 +34,9 @@ def format_count(count: float) -> str:
 
 
 def _scaled(value: float) -> str:
-    for suffix in ("k", "M", "G", "T"):
+    suffixes = "kMGT"
+    power = 0
+    while power < len(suffixes) and (power == 0 or value >= 999.95):
         value /= 1000
-        if value < 999.95:
-            break
-    return f"{value:.1f} {suffix}"
+        power += 1
+    return f"{value:.1f} {suffixes[power - 1]}"

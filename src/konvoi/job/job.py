@@ -67,7 +67,9 @@ class Job:
     hooks: Hooks = field(default_factory=Hooks)
 
     def __post_init__(self) -> None:
-        lengths = {name: getattr(self, name) for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None}
+        lengths = {
+            name: getattr(self, name) for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None
+        }
         if len(lengths) > 1:
             raise JobError("a job has one length", found=lengths, expected="one of steps, tokens, epochs")
         for name, value in [*lengths.items(), ("global_batch", self.global_batch)]:
@@ -76,7 +78,9 @@ class Job:
         if not callable(self.model):
             raise JobError("the model is a module or a callable that makes one", found=type(self.model).__name__)
         if not callable(self.objective):
-            raise JobError("the objective is a callable (model, batch) -> (loss_sum, weight)", found=type(self.objective).__name__)
+            raise JobError(
+                "the objective is a callable (model, batch) -> (loss_sum, weight)", found=type(self.objective).__name__
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise JobError("ema is a decay between 0 and 1", found=self.ema, hint="ema=0.999")
         if self.on_nonfinite not in ("raise", "skip"):
@@ -105,7 +109,8 @@ class Prepared:
         plain = {
             f.name: getattr(job, f.name)
             for f in dataclasses.fields(job)
-            if f.name not in (*named, "data", "hooks", "collate", "steps", "tokens", "epochs") and getattr(job, f.name) not in (None, ())
+            if f.name not in (*named, "data", "hooks", "collate", "steps", "tokens", "epochs")
+            and getattr(job, f.name) not in (None, ())
         }
         return {**named, "data": dict(self.splits.description), "steps": self.num_steps, "unit": self.unit, **plain}
 
@@ -117,8 +122,14 @@ def prepare(job: Job) -> Prepared:
     model = job.model.fit(spec) if isinstance(job.model, ModelRecipe) else job.model
     num_samples = len(splits.train) if isinstance(splits.train, Source) else None
     num_steps = _num_steps(job, spec, num_samples)
-    derived = (*(model.derived() if isinstance(model, ModelRecipe) else ()), *_explain_steps(job, num_steps), *job.schedule.derived(num_steps))
-    return Prepared(dataclasses.replace(job, model=model), splits, num_steps, "tokens" if spec.seq_len else "samples", derived)
+    derived = (
+        *(model.derived() if isinstance(model, ModelRecipe) else ()),
+        *_explain_steps(job, num_steps),
+        *job.schedule.derived(num_steps),
+    )
+    return Prepared(
+        dataclasses.replace(job, model=model), splits, num_steps, "tokens" if spec.seq_len else "samples", derived
+    )
 
 
 def _num_steps(job: Job, spec: DataSpec, num_samples: int | None) -> int:
@@ -126,7 +137,9 @@ def _num_steps(job: Job, spec: DataSpec, num_samples: int | None) -> int:
         return job.steps
     if job.tokens is not None:
         if not spec.seq_len:
-            raise JobError("a length in tokens needs data that counts them", found=f"tokens={job.tokens}", hint="steps= or epochs=")
+            raise JobError(
+                "a length in tokens needs data that counts them", found=f"tokens={job.tokens}", hint="steps= or epochs="
+            )
         return max(1, int(job.tokens // (job.global_batch * spec.seq_len)))
     if num_samples is None:
         raise JobError("a stream has no epochs", hint="give the job steps= or tokens=")

@@ -27,6 +27,10 @@ def evaluate(run: str | Path) -> Mapping[str, float]:
     record = Record(Path(run))
     task = record.task()
     if task.prepared.splits.valid is None:
-        raise DataError("this run's data has no held-out part", found=record.folder, hint="holdout=0.1 on the data, or a pair (train, held-out)")
+        raise DataError(
+            "this run's data has no held-out part",
+            found=record.folder,
+            hint="holdout=0.1 on the data, or a pair (train, held-out)",
+        )
     island = LiveIsland(Place(0, 1), Island(), torch.device("cpu"), None)
     return held_out(island, single(load_model(record), task.prepared.job.objective), task)

@@ -29,7 +29,10 @@ def save_pretrained(run: str | Path, folder: str | Path) -> Path:
         config: dict[str, Any] = llama_config(model)
         state = {llama_name(name): tensor for name, tensor in state.items()}
     else:
-        config = {"konvoi_model": repr(model), **(dataclasses.asdict(model) if dataclasses.is_dataclass(model) and not isinstance(model, type) else {})}
+        config = {
+            "konvoi_model": repr(model),
+            **(dataclasses.asdict(model) if dataclasses.is_dataclass(model) and not isinstance(model, type) else {}),
+        }
     write(folder / "model.safetensors", state)
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
     tokenizer = task.prepared.splits.spec.tokenizer

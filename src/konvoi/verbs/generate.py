@@ -20,7 +20,9 @@ def generate(run: str | Path, prompt: str, *, num_tokens: int = 200, temperature
     record = Record(Path(run))
     spec = record.task().prepared.splits.spec
     if spec.tokenizer is None or spec.seq_len is None:
-        raise JobError("this run's model does not write text", found=record.folder, expected="a job on kv.data.text(...)")
+        raise JobError(
+            "this run's model does not write text", found=record.folder, expected="a job on kv.data.text(...)"
+        )
     tokenizer = load_tokenizer(spec.tokenizer)
     tokens = tokenizer.encode(prompt) or [tokenizer.end_of_text]
     drawn = continue_tokens(

@@ -54,8 +54,8 @@ def train(
     Without a plan the fleet's workers are data parallel; without a fleet this computer's devices are taken. Started
     by torchrun, every process calls this and the fleet is torchrun's. `resume` is True for the newest run here, or a
     run's name or folder. `checkpoint_every` counts steps (0: only at the end; default: a tenth of the run); the
-    newest `keep` stay, and the best. `profile` writes a torch trace of five steps. `sinks` replace the terminal: functions
-    from the run's folder to a sink.    `agent` is one that was started earlier, to save its start-up.
+    newest `keep` stay, and the best. `profile` writes a torch trace of five steps. `sinks` replace the terminal:
+    functions from the run's folder to a sink. `agent` is one that was started earlier, to save its start-up.
 
     Ctrl-C and SIGTERM save a checkpoint and end the run; a second Ctrl-C ends it at once.
 
@@ -118,8 +118,14 @@ def _launched(job: Job, plan: Island | None, keeping: Keeping) -> Iterator[tuple
     from konvoi import devices
 
     num_workers = torchrun.num_workers()
-    here = record.find(keeping.root, keeping.resume) if keeping.resume else record.Record(keeping.root / (keeping.name or torchrun.run_name()))
-    task = _checked(prepare(job), plan or Island(dp=num_workers), num_workers, here, keeping, again=torchrun.is_restarted())
+    here = (
+        record.find(keeping.root, keeping.resume)
+        if keeping.resume
+        else record.Record(keeping.root / (keeping.name or torchrun.run_name()))
+    )
+    task = _checked(
+        prepare(job), plan or Island(dp=num_workers), num_workers, here, keeping, again=torchrun.is_restarted()
+    )
     kind = devices.kind()
     with _Recording(here, task, keeping.sinks, is_silent=not torchrun.is_leader()) as run:
         run.begin(f"torchrun: {num_workers} workers on {kind}", devices.describe(kind))
@@ -127,7 +133,9 @@ def _launched(job: Job, plan: Island | None, keeping: Keeping) -> Iterator[tuple
             yield place, task, run
 
 
-def _checked(prepared: Prepared, plan: Island, num_workers: int, here: record.Record, keeping: Keeping, *, again: bool = False) -> Task:
+def _checked(
+    prepared: Prepared, plan: Island, num_workers: int, here: record.Record, keeping: Keeping, *, again: bool = False
+) -> Task:
     """The task, with everything about it checked that can be. Raises: PlanError, CheckpointMismatch."""
     job = prepared.job
     plan.check(num_workers=num_workers, global_batch=job.global_batch, num_samples=prepared.num_samples)
@@ -136,16 +144,24 @@ def _checked(prepared: Prepared, plan: Island, num_workers: int, here: record.Re
 
         check_resumable(job, here)
     every = keeping.checkpoint_every if keeping.checkpoint_every is not None else max(1, prepared.num_steps // 10)
-    return Task(prepared, plan, here.folder.resolve(), bool(keeping.resume) or again, every, keeping.keep, keeping.profile)
+    return Task(
+        prepared, plan, here.folder.resolve(), bool(keeping.resume) or again, every, keeping.keep, keeping.profile
+    )
 
 
 class _Recording:
     """The run's folder and sinks while it goes on. A failure is recorded, too; the report is written at the end."""
 
-    def __init__(self, here: record.Record, task: Task, sinks: Sequence[MakeSink] | None, *, is_silent: bool = False) -> None:
+    def __init__(
+        self, here: record.Record, task: Task, sinks: Sequence[MakeSink] | None, *, is_silent: bool = False
+    ) -> None:
         self.record, self.task, self.is_silent = here, task, is_silent
         self.began, self.step = time.perf_counter(), 0
-        self.sinks = [] if is_silent else [Jsonl(here.folder), *(make(here.folder) for make in ((_terminal,) if sinks is None else sinks))]
+        self.sinks = (
+            []
+            if is_silent
+            else [Jsonl(here.folder), *(make(here.folder) for make in ((_terminal,) if sinks is None else sinks))]
+        )
         self.sink: Emit = fan_out(self.sinks)
         if not is_silent:
             here.write(task.prepared.describe(), task.plan.describe(), record.pickled(task))
@@ -179,7 +195,9 @@ class _Recording:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is not None and kind is not GeneratorExit:
             message = str(error) if isinstance(error, KonvoiError) else type(error).__name__
-            self.emit(RunEnded(reason="failed", step=self.step, seconds=time.perf_counter() - self.began, message=message))
+            self.emit(
+                RunEnded(reason="failed", step=self.step, seconds=time.perf_counter() - self.began, message=message)
+            )
         for sink in self.sinks:
             sink.close()
         if not self.is_silent:

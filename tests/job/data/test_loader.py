@@ -142,14 +142,16 @@ def test_an_empty_source_is_refused():
 
 
 def test_closing_leaves_no_process_and_no_thread():
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     batches = Batches(Noisy(), seed=0, global_batch=4, worker=0, num_workers=1, num_loaders=2)
     held = iter(batches)
     next(held)
     assert len(multiprocessing.active_children()) == 2
     batches.close()
     assert multiprocessing.active_children() == []
-    assert threading.active_count() == threads
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(timeout=10)  # multiprocessing's own; they end by themselves once their queue is closed
+        assert not thread.is_alive()
     assert list(held) == []
 
 

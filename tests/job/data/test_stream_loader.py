@@ -107,6 +107,7 @@ def test_a_plain_stream_has_no_state_and_refuses_one():
 def test_virtual_shards_hold_every_sample_once_an_epoch():
     steps = read(lambda: Stream(Cuttable(range(400)), virtual_shards=20), 40)
     assert Counter(value for step in steps for value in step["value"]) == dict.fromkeys(range(400), 1)
+    assert len({draw for step in steps for draw in step["noise"]}) == 400
 
 
 def test_a_worker_opens_only_the_shards_of_its_places():

@@ -139,7 +139,7 @@ class Cut:
         count = self._num_shards
         shard = self._stream.samples.shard(index=index, count=count)  # type: ignore[attr-defined]  # is_cut has checked
         name = f"virtual shard {index} of {count} (konvoi.data.of(..., virtual_shards=) asks for fewer)"
-        self._shards[index] = Endless(shard, seed=self._seed, fns=self._stream.fns, name=name)
+        self._shards[index] = Endless(shard, seed=mix(self._seed + mix(index)), fns=self._stream.fns, name=name)
         return self._shards[index]
 
 
