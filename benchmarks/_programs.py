@@ -98,8 +98,9 @@ def _command(program: str, order: Order) -> list[str]:
             return [python, str(HERE / "ours" / "train.py"), *order.arguments()]
         case "konvoi_command":
             recipe = str(HERE / "ours" / f"{order.work}.py")
-            sizes = ["--workers", str(order.workers), "--steps", str(order.steps)]
-            return [str(scripts / "konvoi"), "train", recipe, *sizes]
+            installed = scripts / "konvoi"
+            command = [str(installed)] if installed.exists() else [python, "-m", "konvoi"]
+            return [*command, "train", recipe, f"steps={order.steps}", "--workers", str(order.workers)]
         case "ddp" | "hf_trainer":
             return [*torchrun, str(HERE / "peers" / f"{program}.py"), *order.arguments()]
         case "ray_train" | "plain_loop":

@@ -120,6 +120,13 @@ def module(work: Work, splits: kv.values.Splits, device: str = "cpu") -> nn.Modu
     return model
 
 
+def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Norms do not decay: konvoi's rule, and transformers.Trainer's."""
+    matrices = [p for p in module.parameters() if p.ndim >= 2]
+    others = [p for p in module.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+
+
 def batches(work: Work, splits: kv.values.Splits, rank: int, world_size: int) -> Iterator[Mapping[str, Tensor]]:
     """Endless {"input_ids": (batch, seq_len + 1)}: konvoi's own loader, in the order of the job's seed."""
     from konvoi.job.data.loader import Batches
@@ -140,6 +147,16 @@ def leave_trace(
     num_parameters = sum(p.numel() for p in module.parameters())
     fields = {"ends": ends, "losses": losses, "blocked": blocked, "num_parameters": num_parameters}
     Path(folder, TRACE).write_text(json.dumps(fields))
+
+
+def mean_of_workers(losses: Sequence[float]) -> list[float]:
+    """The losses of the global batches, as konvoi shows them; called after what is timed."""
+    import torch
+    import torch.distributed as dist
+
+    total = torch.tensor(losses, dtype=torch.float64)
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).tolist()
 
 
 def leave_together() -> NoReturn:

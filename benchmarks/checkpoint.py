@@ -26,7 +26,8 @@ def measure(options: Options, run: Callable[[str, Order], Trace] = _programs.run
     rounds = options.rounds or (1 if options.quick else 2)
     first = every // 2
     last = first + every * num_checkpoints
-    orders = {"without": Order(work, last), "with": Order(work, last, checkpoint_every=every)}
+    # One step more than is timed: what konvoi saves at the end of every run falls behind it.
+    orders = {"without": Order(work, last + 1), "with": Order(work, last + 1, checkpoint_every=every)}
     programs = {
         f"{program}, {how}": (lambda program=program, order=order: run(program, order))
         for program in PREFIXES

@@ -1,6 +1,6 @@
 """A small GPT learns to write Python from the source of Python's own standard library: real text on every machine.
 
-    konvoi train recipes/stdlib_gpt.py --workers 2
+konvoi train recipes/stdlib_gpt.py --workers 2
 """
 
 import konvoi as kv

@@ -23,9 +23,7 @@ def main() -> None:
     splits = _work.prepared(args.work)
     module = _work.module(args.work, splits)
     model = DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=True)
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=_work.LR, betas=_work.BETAS, weight_decay=_work.WEIGHT_DECAY, fused=True
-    )
+    optimizer = torch.optim.AdamW(_work.decay_groups(module), lr=_work.LR, betas=_work.BETAS, fused=True)
     batches = _work.batches(args.work, splits, rank, world_size)
 
     ends, losses, blocked = [], [], []
@@ -42,6 +40,7 @@ def main() -> None:
             blocked.append((step, save(module, optimizer)))
         ends.append(time.time())
 
+    losses = _work.mean_of_workers(losses)
     if rank == 0:
         _work.leave_trace(module, ends, losses, blocked)
     _work.leave_together()

@@ -93,8 +93,9 @@ def main() -> None:
     trainer = OwnLoader(model=model, args=settings, train_dataset=Batches(args.work, splits), callbacks=[clock])
     trainer.losses = []
     trainer.train()
+    losses = _work.mean_of_workers(trainer.losses)
     if dist.get_rank() == 0:
-        _work.leave_trace(model, clock.ends, trainer.losses)
+        _work.leave_trace(model, clock.ends, losses)
     _work.leave_together()
 
 

@@ -24,9 +24,7 @@ def main() -> None:
     if args.work.compiled:
         for block in model.blocks:
             block.compile()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=_work.LR, betas=_work.BETAS, weight_decay=_work.WEIGHT_DECAY, fused=True
-    )
+    optimizer = torch.optim.AdamW(_work.decay_groups(model), lr=_work.LR, betas=_work.BETAS, fused=True)
     batches = _work.batches(args.work, splits, rank=0, world_size=1)
 
     ends, losses = [], []

@@ -29,9 +29,7 @@ def train_loop(config: dict[str, Any]) -> None:
     work, options = config["work"], {"gradient_as_bucket_view": True, "static_graph": True}
     splits = _work.prepared(work)
     model = prepare_model(_work.module(work, splits), parallel_strategy_kwargs=options)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=_work.LR, betas=_work.BETAS, weight_decay=_work.WEIGHT_DECAY, fused=True
-    )
+    optimizer = torch.optim.AdamW(_work.decay_groups(model), lr=_work.LR, betas=_work.BETAS, fused=True)
     batches = _work.batches(work, splits, rank, world_size)
 
     ends, losses = [], []
@@ -45,6 +43,7 @@ def train_loop(config: dict[str, Any]) -> None:
         optimizer.zero_grad(set_to_none=False)
         losses.append(loss.item())
         ends.append(time.time())
+    losses = _work.mean_of_workers(losses)
     if rank == 0:
         _work.leave_trace(model, ends, losses, folder=config["folder"])
 

@@ -19,9 +19,8 @@ from konvoi.fleet.worker import Place
 from konvoi.plan.island import Island
 from konvoi.plan.precision import LossScale, precision
 from konvoi.plan.split import blocks
-from konvoi.plan.split.fully_shard import check_ties, fully_shard, shard_unit, units
 from konvoi.plan.split.materialize import build, materialize
-from konvoi.plan.split.parts import Parts, find_ties, local, single
+from konvoi.plan.split.parts import Parts, single
 from konvoi.plan.split.replicate import replicate
 from konvoi.values import MicroBatch, Objective
 
@@ -54,18 +53,16 @@ class LiveIsland:
         """Build the model and split it, in the one order: recomputing, compiling, sharding or replicating."""
         module = build(model, seed, self.device, self.precision.parameters)
         _freeze(module, freeze)
-        if self.plan.fsdp > 1:
-            check_ties(find_ties(module), [name for name, _ in units(module) if name])
         if self.plan.checkpoint_activations:
             blocks.recompute(module)
         if self.plan.compile:
             blocks.compile_blocks(module)
         if self.plan.fsdp > 1:
+            from konvoi.plan.split import fully_shard  # loads DTensor, which takes as long as half of torch
+
             assert self.mesh is not None
             mesh = self.mesh["dp", "fsdp"] if self.plan.dp > 1 else self.mesh["fsdp"]
-            compute = self.precision.compute
-            materialize(module, seed, self.device, units(module), lambda unit: shard_unit(unit, mesh, compute))
-            parts = fully_shard(single(module, objective), mesh)
+            parts = fully_shard.shard(module, objective, mesh, self.precision.compute, seed=seed, device=self.device)
         else:
             materialize(module, seed, self.device, [("", module)], lambda unit: None)
             parts = single(module, objective)
@@ -139,7 +136,11 @@ class LiveIsland:
         return dict(zip(total, row.tolist(), strict=True))
 
     def to_device(self, micro: MicroBatch) -> MicroBatch:
-        return micro if self.device.type == devices.CPU else replace(micro, batch=_moved(micro.batch, self.device))
+        """On this worker's device; floating-point inputs in float64 where everything is."""
+        dtype = torch.float64 if self.plan.precision == "fp64" else None
+        if self.device.type == devices.CPU and dtype is None:
+            return micro
+        return replace(micro, batch=_moved(micro.batch, self.device, dtype))
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every worker's value, in order. Slow; for messages about failures and for set-up."""
@@ -208,14 +209,12 @@ def _tensors(batch: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in _tensors(value)]
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
+def _moved(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, dtype if batch.is_floating_point() else None, non_blocking=True)
     if isinstance(batch, dict):
-        return {name: _moved(value, device) for name, value in batch.items()}
+        return {name: _moved(value, device, dtype) for name, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return type(batch)(_moved(value, device) for value in batch)
+        return type(batch)(_moved(value, device, dtype) for value in batch)
     return batch
 
-
-__all__ = ["Gradient", "LiveIsland", "enter", "local"]

@@ -82,7 +82,9 @@ class Learner:
         for group in self.groups():
             group["lr"] = 0.0  # and zero gradients: the weights stay as they are
         for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad and parameter.grad is None else parameter.grad
+            parameter.grad = (
+                torch.zeros_like(parameter) if parameter.requires_grad and parameter.grad is None else parameter.grad
+            )
         for optimizer in self.optimizers:
             optimizer.step()
 

@@ -106,6 +106,8 @@ class Session:
             job.hooks.on_step(done)
         if self.profiler is not None:
             self.profiler.step()
+        if step == self.start + 1:
+            self.checkpoints.load_early()
         self.checkpoints.check()
         is_best = bool(job.validate_every) and step % (job.validate_every or 1) == 0 and self.evaluate(step)
         every = self.task.checkpoint_every
@@ -159,7 +161,11 @@ class Session:
         (module,) = self.parts.modules
         module.eval()
         tokens = continue_tokens(
-            module, tokenizer.encode(self.job.sample_prompt), SAMPLE_TOKENS, max_context=spec.seq_len, end=tokenizer.end_of_text
+            module,
+            tokenizer.encode(self.job.sample_prompt),
+            SAMPLE_TOKENS,
+            max_context=spec.seq_len,
+            end=tokenizer.end_of_text,
         )
         module.train()
         return tokenizer.decode(tokens)
@@ -182,7 +188,11 @@ class Session:
 
     def _on_saved(self, saved: checkpoint.Saved) -> None:
         event = CheckpointSaved(
-            step=saved.step, path=str(saved.path), size_bytes=saved.size_bytes, blocked_s=saved.blocked_s, seconds=saved.seconds
+            step=saved.step,
+            path=str(saved.path),
+            size_bytes=saved.size_bytes,
+            blocked_s=saved.blocked_s,
+            seconds=saved.seconds,
         )
         self.emit(event)
         if self.job.hooks.on_checkpoint:
@@ -198,7 +208,9 @@ class Session:
         facts = checkpoint.facts_of(path)
         check_same_model(facts["shapes"], self.learner.shapes())
         self.learner.allocate()
-        checkpoint.load(path, self.learner.tensors(), num_workers=self.island.place.num_workers)
+        from konvoi.state import shards  # loads DCP, which only resuming needs at once
+
+        shards.read(path, self.learner.tensors(), num_workers=self.island.place.num_workers)
         self.best_loss = facts["best_loss"] if facts["best_loss"] is not None else math.inf
         self.num_worse, self.checkpoints.best_step = facts["num_worse"], facts["best_step"]
         if self.island.scale_is_dynamic and facts["scale"] and facts["scale"]["is_dynamic"]:
@@ -208,7 +220,11 @@ class Session:
 
     def end(self, reason: str, step: int) -> Outcome:
         """The last evaluation and checkpoint; returns when all is on disk."""
-        if reason != "stopped" and self.job.validate_every != 0 and not (self.job.validate_every and step % self.job.validate_every == 0):
+        if (
+            reason != "stopped"
+            and self.job.validate_every != 0
+            and not (self.job.validate_every and step % self.job.validate_every == 0)
+        ):
             self.evaluate(step)
         if step > self.saved_step:
             self.save(step)
@@ -222,17 +238,23 @@ class Session:
             return
         path = self.task.folder / "trace.json"
         schedule = torch.profiler.schedule(wait=2, warmup=2, active=5, repeat=1)
-        with torch.profiler.profile(schedule=schedule, on_trace_ready=lambda p: p.export_chrome_trace(str(path))) as self.profiler:
+        with torch.profiler.profile(
+            schedule=schedule, on_trace_ready=lambda p: p.export_chrome_trace(str(path))
+        ) as self.profiler:
             yield
         if not path.exists():
-            self.emit(Warned(message=f"no trace: it takes the steps 5 to 9, and the run had {self.task.prepared.num_steps}"))
+            self.emit(
+                Warned(message=f"no trace: it takes the steps 5 to 9, and the run had {self.task.prepared.num_steps}")
+            )
 
 
 def held_out(island: LiveIsland, parts: Any, task: Task) -> dict[str, float]:
     """The objective's figures over the held-out part: loss, and what else it measures, each divided by the weight."""
     job, splits = task.prepared.job, task.prepared.splits
     assert splits.valid is not None
-    items = eval_batches(splits.valid, batch=job.global_batch, worker=island.place.worker, num_workers=island.place.num_workers)
+    items = eval_batches(
+        splits.valid, batch=job.global_batch, worker=island.place.worker, num_workers=island.place.num_workers
+    )
     if job.validate_batches:
         items = (item for _, item in zip(range(job.validate_batches), items, strict=False))
 

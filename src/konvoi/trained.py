@@ -11,7 +11,7 @@ from konvoi.errors import StateError
 from konvoi.job.job import Job
 from konvoi.learner import check_same_model, meta_shapes
 from konvoi.plan.split.materialize import build, materialize
-from konvoi.state import checkpoint
+from konvoi.state import checkpoint, shards
 from konvoi.state.record import Record
 
 
@@ -19,7 +19,9 @@ def newest(record: Record) -> tuple[int, Any]:
     """The newest whole checkpoint's step and path. Raises: StateError where there is none."""
     whole = checkpoint.find(record.checkpoints)
     if not whole:
-        raise StateError("this run has no checkpoint yet", found=record.folder, hint="it is written during training and at its end")
+        raise StateError(
+            "this run has no checkpoint yet", found=record.folder, hint="it is written during training and at its end"
+        )
     return whole[-1]
 
 
@@ -30,7 +32,7 @@ def load_model(record: Record) -> nn.Module:
     """
     job = record.task().prepared.job
     _, path = newest(record)
-    weights = checkpoint.read_whole(path, "model.") | checkpoint.read_whole(path, "ema.")
+    weights = shards.read_whole(path, "model.") | shards.read_whole(path, "ema.")
     device = torch.device("cpu")
     module = build(job.model, job.seed, device, torch.float32)
     check_same_model(checkpoint.facts_of(path)["shapes"], meta_shapes(module))

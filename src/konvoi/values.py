@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-
 @dataclass(frozen=True)
 class DataSpec:
     """What a data set says about its samples, so that a ready-made model can fit itself to them."""

@@ -1,6 +1,6 @@
 """The agent: a process that has imported torch, run no operator, and forks workers on request.
 
-    python -m konvoi.fleet.agent FD MODULE...
+    python -m konvoi.fleet.agent FD PARENT_PID MODULE...
 
 FD is a socket to the parent; the modules are imported once, here, so that a worker starts in milliseconds instead of
 seconds. The agent decides nothing: it forks, kills and reports exits. When the parent is gone, however it went, the
@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
+from multiprocessing.connection import wait
 from typing import Any
 
 from konvoi.fleet import worker
@@ -28,18 +28,19 @@ from konvoi.fleet.channel import Channel
 def main() -> Child | None:
     """Serve until the parent is gone. Returns in a forked worker, too: with what it is to become."""
     parent = Channel(socket.socket(fileno=int(sys.argv[1])))
-    for module in sys.argv[2:]:
+    for module in sys.argv[3:]:
         importlib.import_module(module)
-    return Agent(parent).serve()
+    return Agent(parent, int(sys.argv[2])).serve()
 
 
 Child = tuple[int, int, int]  # worker number, its socket, the agent's pid
 REQUEST_BYTES = 64  # every request is padded to this, as a stream socket keeps no boundaries
+LOOK_S = 1.0  # between looks at whether the parent lives: a process that it forked may hold its end of the socket
 
 
 class Agent:
-    def __init__(self, parent: Channel) -> None:
-        self.parent = parent
+    def __init__(self, parent: Channel, parent_pid: int) -> None:
+        self.parent, self.parent_pid = parent, parent_pid
         self.workers: dict[int, int] = {}  # pid -> worker number
         self.spawned: dict[int, subprocess.Popen[bytes]] = {}  # kept so that their handles stay open
         self.wake, self._wake_end = os.pipe()
@@ -52,8 +53,8 @@ class Agent:
 
     def serve(self) -> Child | None:
         self._tell("hello", self._describe())
-        while True:
-            readable, _, _ = select.select([self.parent, self.wake], [], [])
+        while os.getppid() == self.parent_pid:
+            readable = wait([self.parent, self.wake], LOOK_S)  # not select(): descriptors may lie above 1024
             if self.wake in readable:
                 os.read(self.wake, 4096)
                 self._reap()
@@ -79,7 +80,8 @@ class Agent:
         }
 
     def _obey(self) -> Child | None:
-        """One request: a line `fork N`, `spawn N` (with the worker's socket attached) or `kill PID SIGNAL`.
+        """One request: a line `fork N`, `spawn N` (with the worker's socket attached) or `kill PID SIGNAL`,
+        or `load MODULE` for what only some plans need.
 
         Returns a value in a forked child only. Raises: EOFError where the parent is gone.
         """
@@ -90,10 +92,14 @@ class Agent:
         if not line:
             raise EOFError
         verb, *numbers = line.decode().split()
+        if verb == "load":
+            importlib.import_module(numbers[0])
+            return None
         if verb == "kill":
             self._kill(*map(int, numbers))
             return None
         agent_pid, number = os.getpid(), int(numbers[0])
+        worker.flush_output()  # what waits in a buffer would be written by every child again
         pid = os.fork() if verb == "fork" else self._spawn(number, fds[0])
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -107,7 +113,9 @@ class Agent:
         return None
 
     def _spawn(self, number: int, fd: int) -> int:
-        command = [sys.executable, "-P", "-m", "konvoi.fleet.worker", str(number), str(fd), str(os.getpid())]
+        # Not -m: the module would be loaded twice, and what it sends would be of the wrong one.
+        program = f"from konvoi.fleet import worker; worker.main({number}, {fd}, {os.getpid()})"
+        command = [sys.executable, "-P", "-c", program]
         process = subprocess.Popen(command, pass_fds=[fd])
         self.spawned[process.pid] = process
         return process.pid

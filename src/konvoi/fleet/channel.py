@@ -6,6 +6,7 @@ Nothing that comes from another island ever passes here.
 
 from __future__ import annotations
 
+import fcntl
 import pickle
 import socket
 import struct
@@ -13,6 +14,21 @@ import threading
 from typing import Any
 
 HEADER = struct.Struct("!Q")
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends."""
+    ours, theirs = socket.socketpair()
+    return _above_standard(ours), _above_standard(theirs)
+
+
+def _above_standard(end: socket.socket) -> socket.socket:
+    """Where a program runs with its stdin, stdout or stderr closed, a new file takes that number: what somebody writes
+    to standard error would land on the socket."""
+    if end.fileno() > 2:
+        return end
+    with end:
+        return socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 class Channel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -12,11 +11,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from konvoi.errors import FleetError
-from konvoi.fleet.channel import Channel
+from konvoi.fleet.channel import Channel, pair
+from konvoi.fleet.worker import flush_output
 
 REQUEST_BYTES = 64  # as in agent.py, which this file must not import: it would be loaded twice
 LEAVE_S = 0.3  # for workers to leave by themselves before they are killed
@@ -26,7 +27,11 @@ class AgentHandle:
     """Starts an agent at once and without waiting; the first request waits for it. Use with `with`."""
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
-        ours, theirs = socket.socketpair()
+        self.preload = tuple(preload)
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = pair()
         package_root = str(Path(__file__).resolve().parents[2])
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
@@ -34,10 +39,17 @@ class AgentHandle:
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting devices must not initialise CUDA before the fork
         }
         # -P: a file of the user's called random.py must not shadow the standard library's.
-        command = [sys.executable, "-P", "-m", "konvoi.fleet.agent", str(theirs.fileno()), *preload]
+        module = [sys.executable, "-P", "-m", "konvoi.fleet.agent"]
+        command = [*module, str(theirs.fileno()), str(os.getpid()), *self.preload]
         # A session of its own: Ctrl-C reaches the parent alone, which then asks the workers to save.
         self.process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=_inherited(sys.__stdout__),
+            stderr=_inherited(sys.__stderr__),
+            start_new_session=True,
         )
         theirs.close()
         self.channel = Channel(ours)
@@ -49,7 +61,9 @@ class AgentHandle:
             try:
                 kind, body = self.channel.receive()
             except EOFError:
-                raise FleetError("the agent that starts the workers ended before it was ready", hint="its own error stands above") from None
+                raise FleetError(
+                    "the agent that starts the workers ended before it was ready", hint="its own error stands above"
+                ) from None
             assert kind == "hello"
             self._hello = body
         return self._hello
@@ -59,20 +73,51 @@ class AgentHandle:
         with contextlib.suppress(BrokenPipeError):  # its end is seen where its channel is read
             socket.send_fds(self.channel.sock, [line.encode().ljust(REQUEST_BYTES)], list(fds))
 
+    def load(self, module: str) -> None:
+        """Import a module in the agent, once, before the workers are forked."""
+        self.preload += (module,)  # for another agent in this one's place
+        self.request(f"load {module}")
+
+    def receive(self) -> tuple[str, Any]:
+        """What the agent reports. Raises: FleetError where it is gone, and its workers with it."""
+        try:
+            return self.channel.receive()
+        except EOFError:
+            self.process.wait()
+            raise FleetError("the agent that owns the workers was killed") from None
+
     def close(self) -> None:
         """Ends the agent and with it every worker. Returns when they are gone."""
         self.channel.close()
+        if self._hello is None:  # it may still be loading torch, and has no worker
+            self.process.kill()
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
+    def replace_if_gone(self) -> None:
+        """Start another agent where this one was killed."""
+        if self.process.poll() is not None:
+            self.close()
+            self._start()
+
     def __enter__(self) -> AgentHandle:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _inherited(stream: TextIO | None) -> int | None:
+    """For Popen: nothing where this program runs with the stream closed, as its number may be another file's now."""
+    try:
+        assert stream is not None
+        os.fstat(stream.fileno())
+    except (AssertionError, ValueError, OSError):
+        return subprocess.DEVNULL
+    return None
 
 
 @dataclass(frozen=True)
@@ -91,50 +136,58 @@ class Crew:
         self.agent, self.num_workers, self.spawn = agent, num_workers, spawn
         self.channels: dict[int, Channel] = {}
         self.pids: dict[int, int] = {}
+        self.starting: set[int] = set()  # asked for, and not yet reported
 
     def start(self, numbers: Sequence[int] | None = None) -> None:
         """Fork the workers (or those named, to replace them)."""
+        flush_output()  # what this program has printed comes before what its workers print
         for number in range(self.num_workers) if numbers is None else numbers:
-            ours, theirs = socket.socketpair()
+            ours, theirs = pair()
+            self.starting.add(number)
             self.agent.request(f"{'spawn' if self.spawn else 'fork'} {number}", [theirs.fileno()])
             theirs.close()
             self.channels[number] = Channel(ours)
 
     def submit(self, body: bytes, fields: Sequence[Mapping[str, Any]], environment: Mapping[str, str]) -> None:
         """Send the pickled `(entry, payload)` to the first `len(fields)` workers, each with its Place's fields."""
+        cwd = os.getcwd()
         for number, place in enumerate(fields):
             with contextlib.suppress(BrokenPipeError, ConnectionError):  # dead already: its exit is reported
-                self.channels[number].send("task", (sys.path, dict(environment), dict(place), body))
+                self.channels[number].send("task", (sys.path, cwd, dict(environment), dict(place), body))
 
     def messages(self, timeout_s: float) -> list[Message]:
         """What has arrived, waiting for at most `timeout_s`. Raises: FleetError where the agent is gone."""
         sources = {channel: number for number, channel in self.channels.items()}
-        readable, _, _ = select.select([*sources, self.agent.channel], [], [], timeout_s)
+        readable = wait([*sources, self.agent.channel], timeout_s)
         found = []
-        for channel in readable:
-            if channel is self.agent.channel:
-                found += self._from_agent()
-                continue
-            try:
-                kind, body = channel.receive()
-                found.append(Message(sources[channel], kind, body))
-            except EOFError:
-                self.channels.pop(sources[channel]).close()  # the agent reports how it ended
+        for channel, number in sources.items():
+            if channel in readable:
+                found += self._from_worker(number)
+        if self.agent.channel in readable:
+            found += self._from_agent()
         return found
 
-    def _from_agent(self) -> list[Message]:
+    def _from_worker(self, number: int) -> list[Message]:
         try:
-            kind, body = self.agent.channel.receive()
+            return [Message(number, *self.channels[number].receive())]
         except EOFError:
-            raise FleetError("the agent that owns the workers was killed; its workers ended with it") from None
+            self.channels.pop(number).close()  # the agent reports how it ended
+            return []
+
+    def _from_agent(self) -> list[Message]:
+        kind, body = self.agent.receive()
         if kind == "started":
             self.pids[body[0]] = body[1]
+            self.starting.discard(body[0])
             return []
         number, pid, code = body
         if self.pids.get(number) != pid:
             return []  # one of an earlier crew
         del self.pids[number]
-        return [Message(number, "exited", code)]
+        said = []  # its last words: they lie in the socket's buffer, and come before its exit
+        while number in self.channels and wait([self.channels[number]], 0):
+            said += self._from_worker(number)
+        return [*said, Message(number, "exited", code)]
 
     def stop(self) -> None:
         """Ask every worker to save and stop after the present step."""
@@ -143,7 +196,9 @@ class Crew:
                 channel.send("stop")
 
     def end(self, numbers: Sequence[int] | None = None) -> None:
-        """Let workers leave, then kill those that did not. Returns when all named are gone."""
+        """Let workers leave, then kill those that did not. Returns when all named are gone. Raises: FleetError."""
+        while self.starting:
+            self.messages(timeout_s=0.2)
         waiting = set(self.pids if numbers is None else numbers)
         for number in waiting & set(self.channels):
             with contextlib.suppress(OSError):
@@ -167,3 +222,5 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(FleetError):
             self.end()
+        for channel in self.channels.values():
+            channel.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import tempfile
@@ -15,7 +16,7 @@ from konvoi.fleet.crew import AgentHandle, Crew
 from konvoi.fleet.worker import Failure
 from konvoi.observe.events import Emit, Restarted, Warned, WorkerDied
 
-CAUSE_S = 1.0  # how long a broken connection waits for the failure that caused it
+CAUSE_S = 3.0  # how long a broken connection waits for the failure that caused it
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,12 @@ class Local:
         if wanted > available and not (device == "cpu" and self.oversubscribe):
             unit = "cores" if device == "cpu" else f"{device} devices"
             hint = "oversubscribe=True (--oversubscribe) lets CPU workers share cores: slow, good for trying a plan out"
-            raise FleetError("more workers than devices", found=f"{wanted} workers", expected=f"at most {available} {unit}", hint=hint)
+            raise FleetError(
+                "more workers than devices",
+                found=f"{wanted} workers",
+                expected=f"at most {available} {unit}",
+                hint=hint,
+            )
         return wanted
 
     def device_kind(self, machine: Mapping[str, Any]) -> str:
@@ -107,11 +113,14 @@ def run(
                 step=outcome.step,
                 hint="SIGKILL without a person's doing is usually the kernel ending a process that took too much memory",
             )
+        agent.replace_if_gone()
         emit(Restarted(attempt=attempt + 1, max_restarts=fleet.max_restarts, from_step=newest_step()))
     raise AssertionError("unreachable")
 
 
-def place_fields(num_workers: int, device: str, num_cores: int, store_file: str, attempt: int = 0) -> list[dict[str, Any]]:
+def place_fields(
+    num_workers: int, device: str, num_cores: int, store_file: str, attempt: int = 0
+) -> list[dict[str, Any]]:
     """The fields of each worker's `Place`. On the CPU the workers share the cores evenly."""
     shared = {
         "num_workers": num_workers,
@@ -124,9 +133,10 @@ def place_fields(num_workers: int, device: str, num_cores: int, store_file: str,
 
 
 def environment() -> dict[str, str]:
-    """For workers of one host."""
+    """For workers of one host: this program's own, as it is now, and what they need to meet."""
     # gloo needs no look-up of this host's name, which may be slow or wrong.
-    return {"GLOO_SOCKET_IFNAME": "lo0" if platform.system() == "Darwin" else "lo", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    meeting = {"GLOO_SOCKET_IFNAME": "lo0" if platform.system() == "Darwin" else "lo"}
+    return {"TORCHINDUCTOR_COMPILE_THREADS": "1"} | dict(os.environ) | meeting
 
 
 class _Watch:
@@ -142,7 +152,11 @@ class _Watch:
     def until_done(self) -> list[Any] | WorkerDied:
         while len(self.results) < self.crew.num_workers:
             self._pass_on_stop()
-            for message in self.crew.messages(timeout_s=0.2):
+            try:
+                messages = self.crew.messages(timeout_s=0.2)
+            except FleetError as error:
+                return self._died(0, str(error))
+            for message in messages:
                 if message.kind == "event":
                     self.step = getattr(message.body, "step", self.step)
                     self.emit(message.body)
@@ -151,7 +165,7 @@ class _Watch:
                 elif message.kind == "failure":
                     self._failed(message.worker, message.body)
                 elif message.worker not in self.results:
-                    return self._died(message.worker, message.body)
+                    return self._died(message.worker, _how(message.body))
             if self.suspect and time.monotonic() > self.suspect[0] + CAUSE_S:
                 raise _as_error(self.suspect[1], self.suspect[2])
         return [self.results[number] for number in range(self.crew.num_workers)]
@@ -169,15 +183,20 @@ class _Watch:
             raise _as_error(worker, failure)
         self.suspect = self.suspect or (time.monotonic(), worker, failure)
 
-    def _died(self, worker: int, code: int) -> WorkerDied:
-        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    def _died(self, worker: int, reason: str) -> WorkerDied:
         died = WorkerDied(worker=worker, host=platform.node(), reason=reason, step=self.step)
         self.emit(died)
         return died
 
 
+def _how(exit_code: int) -> str:
+    return f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
+
+
 def _as_error(worker: int, failure: Failure) -> Exception:
     if failure.error is not None:
+        step = f", step {failure.step}" if failure.step is not None else ""
+        failure.error.add_note(f"where: worker {worker} on {platform.node()}{step}\n\n{failure.traceback}")
         return failure.error
     return WorkerError(
         f"{failure.kind}: {failure.message}",

@@ -47,9 +47,13 @@ def place(device_kind: str, num_cores: int, send: Callable[[Any], None]) -> Iter
         worker, num_workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local, num_local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     except ValueError as error:
-        raise FleetError("the launcher's environment cannot be read", found=str(error), expected="numbers in RANK, WORLD_SIZE") from None
+        raise FleetError(
+            "the launcher's environment cannot be read", found=str(error), expected="numbers in RANK, WORLD_SIZE"
+        ) from None
     stop: list[int] = []
-    handlers = {number: signal.signal(number, lambda got, _: stop.append(got)) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.signal(number, lambda got, _: stop.append(got)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield Place(
             worker=worker,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import io
 import os
 import pickle
 import queue
@@ -13,7 +14,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ from konvoi.errors import KonvoiError
 from konvoi.fleet.channel import Channel
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LIBC = ctypes.CDLL(None)
+LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # also when a service manager signals every process
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def main(number: int, fd: int, agent_pid: int) -> None:
     reached: list[int] = []
     while True:
         try:
-            sys.path[:], environment, fields, body = tasks.get()
+            sys.path[:], cwd, environment, fields, body = tasks.get()
             reached.clear()
-            os.environ.update(environment)
+            _move_to(cwd, environment)
             entry, payload = pickle.loads(body)
             if isinstance(entry, str):
                 module, _, name = entry.partition(":")
@@ -71,31 +74,79 @@ def main(number: int, fd: int, agent_pid: int) -> None:
                 reach_step=lambda step: reached.__setitem__(slice(None), [step]),
             )
             result = entry(place, payload)  # here, not deeper: this frame is the first in a worker's stack
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
+            flush_output()
             channel.send("result", result)
         except BaseException as error:
+            flush_output()
             with contextlib.suppress(OSError):
                 channel.send("failure", describe_failure(error, reached[0] if reached else None))
 
 
 def _settle(fd: int, agent_pid: int) -> tuple[Channel, queue.SimpleQueue[Any], threading.Event]:
     """Tie this process to the agent's life, take its own process group, and begin to listen."""
-    if sys.platform == "linux":
-        # Also when stopped or stuck in native code.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != agent_pid:
-            os._exit(1)
+    _end_with_parent(agent_pid)
+    _tie_children()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    for number in LEFT_TO_PARENT:
+        # A handler and not SIG_IGN, which programs that this worker starts would inherit.
+        signal.signal(number, lambda *_: None)
+        signal.siginterrupt(number, False)
     os.setpgid(0, 0)  # its loader processes can be killed with it
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # prints come in time and in order, and survive a kill
     channel = Channel(socket.socket(fileno=fd))
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop = threading.Event()
     threading.Thread(target=_listen, args=(channel, tasks, stop), daemon=True, name="konvoi-listen").start()
     return channel, tasks, stop
+
+
+def _end_with_parent(parent_pid: int) -> None:
+    """From here on the kernel kills this process when its parent ends; also when stopped or stuck in native code."""
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            os._exit(1)
+
+
+def _tie_children() -> None:
+    """What this worker forks (loader processes) ends with it, however it ends."""
+    forker: list[int] = []
+    masks: list[set[signal.Signals]] = []
+
+    def before() -> None:
+        # A signal that comes before the child has its own handlers would be lost.
+        masks.append({signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)})
+        # The kernel means the thread that forked, so only the main one's end is the process's end.
+        is_main = threading.current_thread() is threading.main_thread()
+        forker[:] = [os.getpid()] if is_main else []
+
+    def in_child() -> None:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)  # Process.terminate() ends it
+        unblock()
+        if forker:
+            _end_with_parent(forker[0])
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    os.register_at_fork(before=before, after_in_parent=unblock, after_in_child=in_child)
+
+
+def _move_to(cwd: str, environment: Mapping[str, str]) -> None:
+    """Stand where the program stands now: it may have moved since it started the agent."""
+    with contextlib.suppress(OSError):  # the folder is gone, which the program itself may not have noticed
+        os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # none, closed, or nobody reads it
+            stream.flush()
 
 
 def _listen(channel: Channel, tasks: queue.SimpleQueue[Any], stop: threading.Event) -> None:
@@ -117,12 +168,18 @@ def _listen(channel: Channel, tasks: queue.SimpleQueue[Any], stop: threading.Eve
 def describe_failure(error: BaseException, step: int | None) -> Failure:
     text = "".join(traceback.format_exception(error))
     name = type(error).__name__
+    message = "".join(traceback.format_exception_only(error)).strip().removeprefix(f"{name}: ")
     lost = name in ("DistBackendError", "DistNetworkError", "DistStoreError") or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL"))
+        isinstance(error, RuntimeError)
+        and any(word in message for word in ("Connection closed", "Connection reset", "gloo", "NCCL"))
     )
-    own = error if isinstance(error, KonvoiError) else None
-    return Failure(name, str(error), text, step, own, is_consequence=lost)
+    own = error if isinstance(error, KonvoiError) and _travels(error) else None
+    return Failure(name, message, text, step, own, is_consequence=lost)
 
 
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+def _travels(error: KonvoiError) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of the user's own: whatever its fields raise, the traceback still arrives
+        return False
+    return True

@@ -1,11 +1,11 @@
 """Optimizers as frozen values; `build` makes torch's own for named parameters.
-
-The first constructor of a process costs about a second: torch.optim imports torch._dynamo lazily.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from fnmatch import fnmatchcase
@@ -68,7 +68,7 @@ class AdamW:
         if not groups:
             return []
         fused = _can_fuse(parameters)
-        return [torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)]
+        return [lean(torch.optim.AdamW)(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class SGD:
         groups = parameter_groups(parameters, lr=self.lr, weight_decay=self.weight_decay, rules=self.groups)
         if not groups:
             return []
-        return [torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)]
+        return [lean(torch.optim.SGD)(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)]
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,31 @@ class Muon:
                 hint="muon(matrices='...') names them; optimizers.adamw() takes any model",
             )
         groups = parameter_groups(matrices, lr=self.lr, weight_decay=self.weight_decay)
-        muons = [torch.optim.Muon(groups, lr=self.lr, momentum=self.momentum)] if groups else []
+        muons = [lean(torch.optim.Muon)(groups, lr=self.lr, momentum=self.momentum)] if groups else []
         return [*muons, *self.adamw.build(rest)]
 
 
 adamw = AdamW
 sgd = SGD
 muon = Muon
+
+
+def lean(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimizer, not loading torch's compiler, which takes as long as torch itself.
+
+    torch marks an optimizer's methods as not to be traced, and `step` as a break in a traced graph; both import
+    torch._dynamo at their first call, whether anything is compiled or not. Where it is loaded already, nothing
+    changes. The marks are torch's private affair (torch/_compile.py): where they change, the first step takes a
+    second longer, and no result differs.
+    """
+    import torch
+
+    if "torch._dynamo" in sys.modules:
+        return kind
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        inner = inspect.unwrap(getattr(torch.optim.Optimizer, name))
+        inner.__dict__.setdefault("__dynamo_disable", inner)
+    return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def parameter_groups(

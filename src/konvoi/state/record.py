@@ -52,7 +52,9 @@ class Record:
             raise StateError("this is no run of Konvoi", found=self.folder, expected="a folder with task.pickle")
         if path.stat().st_uid != os.getuid():
             # A pickle is a program: one that somebody else wrote is not run.
-            raise StateError("this run belongs to another user", found=path, hint="copy the folder if you trust who made it")
+            raise StateError(
+                "this run belongs to another user", found=path, hint="copy the folder if you trust who made it"
+            )
         return cloudpickle.loads(path.read_bytes())
 
 
@@ -74,13 +76,19 @@ def create(root: Path, name: str | None) -> Record:
         number += 1
         record = Record(root / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{number}")
     if (record.folder / "task.pickle").exists():
-        raise StateError("there is a run of this name", found=record.folder, hint="--resume goes on with it; another --name starts anew")
+        raise StateError(
+            "there is a run of this name",
+            found=record.folder,
+            hint="--resume goes on with it; another --name starts anew",
+        )
     return record
 
 
 def find(root: Path, which: str | Path | bool) -> Record:
     """A run by its folder or its name; True: the newest. Raises: StateError."""
-    runs = sorted((path.parent for path in root.glob("*/task.pickle")), key=lambda path: (path / "task.pickle").stat().st_mtime)
+    runs = sorted(
+        (path.parent for path in root.glob("*/task.pickle")), key=lambda path: (path / "task.pickle").stat().st_mtime
+    )
     if which is True or which == "":
         if not runs:
             raise StateError("there is no run to go on with", found=f"nothing in {root}/")
@@ -88,7 +96,9 @@ def find(root: Path, which: str | Path | bool) -> Record:
     for folder in (Path(str(which)), root / str(which)):
         if (folder / "task.pickle").exists():
             return Record(folder)
-    raise StateError("no such run", found=str(which), hint=did_you_mean(str(which), [path.name for path in runs]) if runs else "")
+    raise StateError(
+        "no such run", found=str(which), hint=did_you_mean(str(which), [path.name for path in runs]) if runs else ""
+    )
 
 
 def _write_whole(path: Path, content: bytes) -> None:

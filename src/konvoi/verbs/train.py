@@ -28,8 +28,7 @@ from konvoi.verbs.run import Run
 if TYPE_CHECKING:
     from konvoi.fleet.worker import Place
 
-# Loaded once, in the agent, so that no worker loads them: torch.optim and DTensor take the last two on first use.
-PRELOAD = ("konvoi.loop", "torch.distributed.fsdp", "torch._dynamo")
+PRELOAD = ("konvoi.loop",)  # loaded once, in the agent, so that no worker does
 
 
 MakeSink = Callable[[Path], Sink]  # given the run's folder
@@ -95,6 +94,9 @@ def _train_here(job: Job, plan: Island | None, fleet: Local, keeping: Keeping, a
     num_workers = fleet.size(machine)
     task = _checked(prepared, plan or Island(dp=num_workers), num_workers, here, keeping)
     body = record.pickled(("konvoi.loop:work", task))
+    for needed, module in ((task.plan.fsdp > 1, "konvoi.plan.split.fully_shard"), (task.plan.compile, "torch._dynamo")):
+        if needed:
+            agent.load(module)
     with _stop_signals() as stop, _Recording(here, task, keeping.sinks) as run:
         run.begin(f"local: {num_workers} worker{'s' * (num_workers > 1)} on {fleet.device_kind(machine)}", machine)
         outcomes: list[Outcome] = run_local(
@@ -103,7 +105,7 @@ def _train_here(job: Job, plan: Island | None, fleet: Local, keeping: Keeping, a
             body,
             num_workers=num_workers,
             emit=run.emit,
-            should_stop=lambda: len(stop),
+            should_stop=lambda: _how_soon(stop),
             newest_step=lambda: here.newest_step() or 0,
         )
         run.end(outcomes[0])
@@ -195,8 +197,9 @@ class _Recording:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is not None and kind is not GeneratorExit:
             message = str(error) if isinstance(error, KonvoiError) else type(error).__name__
+            reason = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             self.emit(
-                RunEnded(reason="failed", step=self.step, seconds=time.perf_counter() - self.began, message=message)
+                RunEnded(reason=reason, step=self.step, seconds=time.perf_counter() - self.began, message=message)
             )
         for sink in self.sinks:
             sink.close()
@@ -208,6 +211,11 @@ def _terminal(_: Path) -> Sink:
     from konvoi.observe.sinks.terminal import terminal
 
     return terminal()
+
+
+def _how_soon(got: Sequence[int]) -> int:
+    """0: go on; 1: save and stop; 2: at once, which takes a person: `timeout` and others send SIGTERM twice."""
+    return 2 if len(got) > 1 and got[-1] == signal.SIGINT else min(len(got), 1)
 
 
 @contextlib.contextmanager

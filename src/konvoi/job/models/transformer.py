@@ -27,7 +27,9 @@ class Transformer(nn.Module):
             )
         shape = recipe.shape
         self.depth, self.head_dim, self.rope_theta = shape.depth, shape.head_dim, recipe.rope_theta
-        self.embed = nn.Embedding(recipe.vocab_size, shape.width)
+        # Given its weight, it does not draw one: on `meta` that would load torch's compiler, a second's work.
+        weight = torch.empty(recipe.vocab_size, shape.width)
+        self.embed = nn.Embedding(recipe.vocab_size, shape.width, _weight=weight)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
         self.norm = nn.RMSNorm(shape.width, eps=NORM_EPS)
         self.head = nn.Linear(shape.width, recipe.vocab_size, bias=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import functools
 
 from torch import nn
@@ -23,7 +22,11 @@ def find_blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
         for child_name, child in parent.named_children():
             full = f"{name}.{child_name}" if name else child_name
             siblings = [other for other in parent.children() if type(other) is type(child)]
-            if isinstance(parent, (nn.ModuleList, nn.Sequential)) and len(siblings) > 1 and any(True for _ in child.parameters()):
+            if (
+                isinstance(parent, (nn.ModuleList, nn.Sequential))
+                and len(siblings) > 1
+                and any(True for _ in child.parameters())
+            ):
                 found.append((full, child))
             else:
                 visit(full, child)
@@ -36,7 +39,7 @@ def recompute(module: nn.Module) -> None:
     """Recompute each block's inside during the backward pass (arXiv 1604.06174). Names of parameters stay."""
     for _, block in find_blocks(module):
         # The block's forward is replaced rather than the block wrapped: a wrapper would change every parameter's name.
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_blocks(module: nn.Module) -> None:

@@ -13,13 +13,18 @@ from torch.distributed.fsdp import fully_shard as torch_fully_shard
 
 from konvoi.errors import PlanError
 from konvoi.plan.split.blocks import find_blocks
-from konvoi.plan.split.parts import Parts, Tie, run_micro_batches
-from konvoi.values import MicroBatch
+from konvoi.plan.split.materialize import materialize
+from konvoi.plan.split.parts import Parts, Tie, find_ties, run_micro_batches, single
+from konvoi.values import MicroBatch, Objective
 
 
 def shard_unit(module: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None) -> None:
     """Shard one unit's parameters over the mesh's last axis; they are gathered for its forward and backward pass."""
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32) if compute_dtype else MixedPrecisionPolicy()
+    policy = (
+        MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+        if compute_dtype
+        else MixedPrecisionPolicy()
+    )
     torch_fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
@@ -39,9 +44,21 @@ def check_ties(ties: Sequence[Tie], units: Sequence[str]) -> None:
             )
 
 
-def fully_shard(parts: Parts, mesh: DeviceMesh) -> Parts:
-    """Finish the sharding of a model whose units are sharded already: sums instead of means, one norm over all."""
-    (module,) = parts.modules
+def shard(
+    module: nn.Module,
+    objective: Objective,
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype | None,
+    *,
+    seed: int,
+    device: torch.device,
+) -> Parts:
+    """Fill in and shard a model unit by unit, then sum instead of mean, with one norm over all shards.
+
+    Raises: PlanError for a tie across units.
+    """
+    check_ties(find_ties(module), [name for name, _ in units(module) if name])
+    materialize(module, seed, device, units(module), lambda unit: shard_unit(unit, mesh, compute_dtype))
     assert isinstance(module, FSDPModule)
     for child in module.modules():
         if isinstance(child, FSDPModule):
@@ -55,9 +72,9 @@ def fully_shard(parts: Parts, mesh: DeviceMesh) -> Parts:
 
     def forward_backward(micro: Sequence[MicroBatch], scale: float, announce: Callable[[Tensor], None]) -> None:
         synchronize_gradients(False)
-        run_micro_batches(module, parts.objective, micro, scale, announce, before_last=lambda: synchronize_gradients(True))
+        run_micro_batches(module, objective, micro, scale, announce, before_last=lambda: synchronize_gradients(True))
 
-    return replace(parts, forward_backward=forward_backward, norm_group=mesh.get_group("fsdp"))
+    return replace(single(module, objective), forward_backward=forward_backward, norm_group=mesh.get_group("fsdp"))
 
 
 def units(module: nn.Module) -> list[tuple[str, nn.Module]]:

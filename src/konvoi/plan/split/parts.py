@@ -53,7 +53,9 @@ class Parts:
     def grad_norm(self) -> Tensor:
         """The 2-norm over the whole model of what `gradients()` hold: the same number on every worker."""
         norms = torch._foreach_norm(self.gradients())
-        squares = torch.stack([norm.double() if norm.device.type == "cpu" else norm.float() for norm in norms]).square().sum()
+        squares = (
+            torch.stack([norm.double() if norm.device.type == "cpu" else norm.float() for norm in norms]).square().sum()
+        )
         if self.norm_group is not None:
             torch.distributed.all_reduce(squares, group=self.norm_group)
         return squares.sqrt()
@@ -112,7 +114,7 @@ def run_micro_batches(
         sums = pair if sums is None else sums + pair
         if is_last:
             announce(sums)
-        (loss_sum * scale).backward()  # type: ignore[no-untyped-call]
+        (loss_sum * scale).backward()
 
 
 def grad_of(parameter: nn.Parameter) -> Tensor:
@@ -124,7 +126,11 @@ def grad_of(parameter: nn.Parameter) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """This worker's own part of a tensor; shares its memory."""
-    return tensor.to_local() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor
+    from torch.distributed.tensor import DTensor  # half a second to load, which only sharded plans need
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def find_ties(module: nn.Module) -> tuple[Tie, ...]:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from konvoi.plan.split.parts import Parts, run_micro_batches
 from konvoi.values import MicroBatch
 
-BUCKET_BYTES = 25_000_000  # DDP's default, arXiv 2006.15704 section 4.1: large enough for bandwidth, small enough to overlap
+BUCKET_BYTES = (
+    25_000_000  # DDP's default, arXiv 2006.15704 section 4.1: large enough for bandwidth, small enough to overlap
+)
 FIRST_BUCKET_BYTES = 1_000_000  # the first to be ready is small, so that sending begins early
 
 
@@ -94,7 +96,10 @@ def _assign(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 
 def _flatten(parameters: list[nn.Parameter]) -> Bucket:
-    bucket = Bucket(torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device), parameters)
+    bucket = Bucket(
+        torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device),
+        parameters,
+    )
     _restore_views(bucket)
     return bucket
 

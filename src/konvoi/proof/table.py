@@ -1,0 +1,121 @@
+"""The equivalence table: which case under which plan equals one process, and how closely."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from konvoi.fleet.pool import Pool
+from konvoi.job import optimizers
+from konvoi.plan.island import Island
+from konvoi.proof.cases import Case, case
+from konvoi.proof.steps import Trace, differences, trace
+
+FP64, FP32 = 1e-9, 1e-5  # relative
+BF16 = 3e-2  # bfloat16 has 8 bits: 2^-8 a number, more after a few layers
+MUON = 1e-3  # its iteration runs in bfloat16 whatever the parameters are; see optimizers.Muon
+ACCELERATOR = 1e-4  # fp32 with atomic sums and other kernels for other shapes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: this case under this plan equals one process."""
+
+    case: str
+    plan: Island
+    changes: tuple[tuple[str, Any], ...] = ()  # of the case's job
+    tolerance: float = FP64
+    only_losses: bool = False  # else gradients, weights, norms and held-out loss, too
+
+    @property
+    def name(self) -> str:
+        # float64 is the rule here, so only what departs from it is said.
+        fields = {"precision": self.plan.precision} | self.plan.describe()
+        plan = ",".join(f"{key}={value}" for key, value in fields.items() if value != "fp64")
+        changes = (
+            f"{key}={type(value).__name__ if dataclasses.is_dataclass(value) else value}" for key, value in self.changes
+        )
+        return " ".join([self.case, *changes, plan or "one process"])
+
+    @property
+    def reference(self) -> Island:
+        """The plan of one process that it is held against."""
+        return Island(precision="fp64" if self.plan.precision == "fp64" else "fp32")
+
+    def of(self) -> Case:
+        return case(self.case, **dict(self.changes))
+
+    def on_accelerator(self) -> Row:
+        """The same in fp32: not every accelerator has float64."""
+        plan = dataclasses.replace(self.plan, precision="fp32") if self.plan.precision == "fp64" else self.plan
+        return dataclasses.replace(self, plan=plan, tolerance=max(self.tolerance, ACCELERATOR), only_losses=True)
+
+
+def rows(max_workers: int = 4, *, compiled: bool = True) -> list[Row]:
+    """The rows for up to `max_workers` workers."""
+    one, dp, fsdp = _plan(), _plan(dp=2), _plan(fsdp=2)
+    both = (dp, fsdp)
+    table = [Row("gpt", _plan(dp=n)) for n in (1, 2, 3, 4)] + [Row("gpt", _plan(fsdp=n)) for n in (2, 3, 4)]
+    table += [Row(name, _plan(dp=2, fsdp=2)) for name in ("gpt", "gpt ragged", "gpt tied", "callable")]
+    table += [Row("gpt", _but(plan, accumulate=n)) for plan in (one, *both) for n in (2, 4)]
+    table += [Row(name, plan) for plan in both for name in ("gpt ragged", "gpt tied", "cnn", "mlp")]
+    table += [Row(name, plan) for plan in (*both, _plan(fsdp=3)) for name in ("callable", "instance")]
+    table += [Row("gpt ragged", _but(plan, accumulate=2)) for plan in both]
+    table += [Row("gpt ragged", plan, _batch(10)) for plan in (_plan(dp=4), _plan(fsdp=4), _plan(dp=3, accumulate=2))]
+    table += [Row("gpt", _but(plan, checkpoint_activations=True)) for plan in (one, *both)]
+    table += [Row("callable", _but(plan, checkpoint_activations=True, accumulate=2)) for plan in both]
+    table += [Row("gpt", plan, (("freeze", ("embed*", "blocks.0.*")),)) for plan in both]
+    table += [Row("gpt", plan, (("ema", 0.9),)) for plan in both]
+    table += [Row("mlp", plan, _optimizer(optimizers.sgd(lr=0.3, momentum=0.9))) for plan in both]
+    table += [Row("gpt", dp, _optimizer(optimizers.muon(adamw=optimizers.adamw(lr=2e-2))), MUON, only_losses=True)]
+    splits = (dp, fsdp, _plan(dp=2, fsdp=2), _plan(dp=4, accumulate=2), _plan(fsdp=3))
+    table += [Row("gpt", _but(plan, precision="fp32"), (), FP32, only_losses=True) for plan in splits]
+    table += [Row("gpt", _but(plan, precision="bf16"), (), BF16, only_losses=True) for plan in (one, *splits[:3])]
+    if compiled:
+        table += [Row("gpt", _but(plan, compile=True)) for plan in both]
+    return [row for row in table if row.plan.num_workers <= max_workers]
+
+
+def _plan(**fields: Any) -> Island:
+    return Island(**{"precision": "fp64"} | fields)
+
+
+def _but(plan: Island, **changes: Any) -> Island:
+    return dataclasses.replace(plan, **changes)
+
+
+def _batch(size: int) -> tuple[tuple[str, Any], ...]:
+    return (("global_batch", size),)
+
+
+def _optimizer(recipe: Any) -> tuple[tuple[str, Any], ...]:
+    return (("optimizer", recipe),)
+
+
+class Table:
+    """Runs rows on a pool; the reference of each case once."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.references: dict[Any, Trace] = {}
+
+    def reference(self, row: Row) -> Trace:
+        key = row.case, row.changes, row.reference
+        if key not in self.references:
+            (self.references[key],) = self.pool.run(trace, (row.of(), row.reference), 1, name=f"{row.name}: reference")
+        return self.references[key]
+
+    def differences(self, row: Row, entry: Callable[..., Any] = trace, *, timeout_s: float = 60.0) -> list[str]:
+        """Where any worker's trace differs from one process; empty where the row holds. `entry` is what workers run.
+
+        Raises: WorkerError for a row that hangs or raises.
+        """
+        expected, plan = self.reference(row), row.plan
+        found = self.pool.run(entry, (row.of(), plan), plan.num_workers, name=row.name, timeout_s=timeout_s)
+        return [
+            f"worker {number}: {text}"
+            for number, one in enumerate(found)
+            for text in differences(one, expected, row.tolerance, only_losses=row.only_losses)
+        ]

@@ -1,0 +1,163 @@
+"""Bugs on purpose: each is patched in inside the worker for one row, which must then fail."""
+
+import dataclasses
+from unittest.mock import patch
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from konvoi.island import LiveIsland
+from konvoi.learner import Learner
+from konvoi.plan.split import fully_shard, materialize, parts, replicate
+from konvoi.proof import trace
+
+
+def small_buckets():
+    """Several buckets for a model of a few thousand numbers."""
+    return patch.multiple(replicate, BUCKET_BYTES=4000, FIRST_BUCKET_BYTES=500)
+
+
+def nothing(place, payload):
+    """No bug: what shows that a row fails for the bug and not for its disguise."""
+    with small_buckets():
+        return trace(place, payload)
+
+
+def dropped_all_reduce(place, payload):
+    """The second bucket stays what this worker alone computed."""
+
+    def send(self, bucket):
+        if bucket is not self.buckets[1]:
+            original(self, bucket)
+
+    original = replicate.Buckets._send
+    with small_buckets(), patch.object(replicate.Buckets, "_send", send):
+        return trace(place, payload)
+
+
+def mean_of_means(place, payload):
+    """Each worker divides by its own weight, and the means are averaged."""
+    found, plan = payload
+
+    def objective(model, batch):
+        loss_sum, weight = found.job.objective(model, batch)
+        return loss_sum / weight.clamp(min=1), torch.ones_like(weight)
+
+    job = dataclasses.replace(found.job, objective=objective)
+    return trace(place, (dataclasses.replace(found, job=job), plan))
+
+
+def clip_per_shard(place, payload):
+    """The norm of this worker's shard is taken for the model's."""
+
+    def split(self, *args, **kwargs):
+        return dataclasses.replace(original(self, *args, **kwargs), norm_group=None)
+
+    original = LiveIsland.split
+    with patch.object(LiveIsland, "split", split):
+        return trace(place, payload)
+
+
+def tie_broken(place, payload):
+    """What was one tensor under two names is two."""
+    with patch.object(materialize, "retie", lambda module, ties: None):
+        return trace(place, payload)
+
+
+def tied_weight_updated_twice(place, payload):
+    """Once under each of its names."""
+
+    def step(self):
+        owners = [self.parameters[tie.owner] for tie in self.parts.ties]
+        before = [owner.detach().clone() for owner in owners]
+        original(self)
+        with torch.no_grad():
+            for owner, old in zip(owners, before, strict=True):
+                owner.add_(owner - old)
+
+    original = Learner.step
+    with patch.object(Learner, "step", step):
+        return trace(place, payload)
+
+
+def lost_micro_batch(place, payload):
+    """The step's last micro-batch counts in loss and weight, but its gradient is thrown away."""
+
+    def run(module, objective, micro, scale, announce, before_last=lambda: None):
+        kept = []
+
+        def once(sums):
+            announce(sums)
+            kept.extend(None if p.grad is None else p.grad.clone() for p in module.parameters())
+
+        original(module, objective, micro, scale, once, before_last)
+        for parameter, grad in zip(module.parameters(), kept, strict=True):
+            if grad is not None:
+                parameter.grad.copy_(grad)
+
+    original = parts.run_micro_batches
+    with patch.object(parts, "run_micro_batches", run):
+        return trace(place, payload)
+
+
+def synchronised_too_early(place, payload):
+    """Gradients are sent during the first micro-batch's backward pass, so that later ones stay local."""
+
+    def run(module, objective, micro, scale, announce, before_last=lambda: None):
+        before_last()
+        early = micro[:1]
+        original(module, objective, early, scale, found.append)
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(False)
+        original(module, objective, micro[1:], scale, lambda sums: announce(sums + found[-1]))
+
+    found = []
+    original = parts.run_micro_batches
+    with (
+        small_buckets(),
+        patch.object(replicate, "run_micro_batches", run),
+        patch.object(fully_shard, "run_micro_batches", run),
+    ):
+        return trace(place, payload)
+
+
+def divided_by_world_size(place, payload):
+    """FSDP2's own division by the number of workers is left on."""
+    with patch.object(FSDPModule, "set_gradient_divide_factor", lambda self, factor: None):
+        return trace(place, payload)
+
+
+def scale_not_undone(place, payload):
+    """The gradient keeps the factor that the loss carried."""
+
+    def forward_backward(self, *args, **kwargs):
+        gradient = original(self, *args, **kwargs)
+        gradient.factor *= gradient.scale
+        return gradient
+
+    original = LiveIsland.forward_backward
+    with patch.object(LiveIsland, "forward_backward", forward_backward):
+        return trace(place, payload)
+
+
+def weights_differ_between_workers(place, payload):
+    """Each worker begins with its own weights."""
+    found, plan = payload
+    job = dataclasses.replace(found.job, seed=found.job.seed + place.worker)
+    with patch("konvoi.proof.steps.Batches", _with_seed(found.job.seed)):
+        return trace(place, (dataclasses.replace(found, job=job), plan))
+
+
+def samples_read_twice(place, payload):
+    """Every worker reads the first worker's part."""
+    found, plan = payload
+    from konvoi.job.data.loader import Batches
+
+    with patch("konvoi.proof.steps.Batches", lambda data, **fields: Batches(data, **fields | {"worker": 0})):
+        return trace(place, (found, plan))
+
+
+def _with_seed(seed):
+    from konvoi.job.data.loader import Batches
+
+    return lambda data, **fields: Batches(data, **fields | {"seed": seed})

@@ -1,0 +1,18 @@
+"""Every way of splitting computes what one process computes. One row a plan; later splits add theirs to proof.rows."""
+
+import pytest
+
+from konvoi.proof import is_a_fair_test, rows
+
+ROWS = rows(4)
+CASES = {(row.case, row.changes): row for row in ROWS if row.plan.precision == "fp64"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_plan_computes_what_one_process_computes(table, row):
+    assert table.differences(row) == []
+
+
+@pytest.mark.parametrize("row", CASES.values(), ids=lambda row: row.name)
+def test_a_case_shows_errors_because_it_learns_and_is_clipped(table, row):
+    assert is_a_fair_test(table.reference(row), row.of().job.clip_grad_norm)

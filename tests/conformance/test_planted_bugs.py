@@ -1,0 +1,49 @@
+"""The equivalence table is able to fail: each kind of bug, planted inside the workers, makes its row fail."""
+
+import pytest
+
+from konvoi.plan.island import Island
+from konvoi.proof.table import Row
+from tests.conformance import planted
+
+
+def _row(case, **plan):
+    return Row(case, Island(precision="fp64", **plan))
+
+
+BUGS = [
+    (planted.dropped_all_reduce, _row("gpt", dp=2)),
+    (planted.mean_of_means, _row("gpt ragged", dp=2)),
+    (planted.mean_of_means, _row("gpt ragged", fsdp=2)),
+    (planted.clip_per_shard, _row("gpt", fsdp=2)),
+    (planted.clip_per_shard, _row("gpt", dp=2, fsdp=2)),
+    (planted.tie_broken, _row("gpt tied", dp=2)),
+    (planted.tie_broken, _row("gpt tied", fsdp=2)),
+    (planted.tied_weight_updated_twice, _row("gpt tied", dp=2)),
+    (planted.tied_weight_updated_twice, _row("gpt tied", fsdp=2)),
+    (planted.lost_micro_batch, _row("gpt", accumulate=2)),
+    (planted.synchronised_too_early, _row("gpt", dp=2, accumulate=2)),
+    (planted.synchronised_too_early, _row("gpt", fsdp=2, accumulate=2)),
+    (planted.divided_by_world_size, _row("gpt", fsdp=2)),
+    (planted.divided_by_world_size, _row("gpt", dp=2, fsdp=2)),
+    (planted.scale_not_undone, _row("gpt", dp=2)),
+    (planted.scale_not_undone, _row("gpt", fsdp=2)),
+    (planted.weights_differ_between_workers, _row("gpt", dp=2)),
+    (planted.samples_read_twice, _row("gpt", dp=2)),
+]
+
+
+@pytest.mark.parametrize(("bug", "row"), BUGS, ids=lambda value: getattr(value, "__name__", None) or value.name)
+def test_a_planted_bug_makes_its_row_fail(table, bug, row):
+    found = table.differences(row, bug)
+    assert found, "the table does not see this bug"
+
+
+def test_the_patches_are_gone_after_a_row(table):
+    for row in {row for _, row in BUGS if row.plan.num_workers == 2}:
+        assert table.differences(row) == []
+
+
+@pytest.mark.parametrize("plan", [{"dp": 2}, {"dp": 3, "accumulate": 2}], ids=str)
+def test_several_small_buckets_compute_the_same(table, plan):
+    assert table.differences(_row("gpt", **plan), planted.nothing) == []
