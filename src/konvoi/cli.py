@@ -265,7 +265,8 @@ def _out(text: str) -> None:
 
 
 def _say(text: str, status: int) -> int:
-    sys.stderr.write(text + "\n")
+    if sys.stderr is not None:  # a service may run with it closed
+        sys.stderr.write(text + "\n")
     return status
 
 

@@ -217,4 +217,3 @@ def _moved(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -
     if isinstance(batch, (list, tuple)):
         return type(batch)(_moved(value, device, dtype) for value in batch)
     return batch
-

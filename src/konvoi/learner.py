@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from konvoi.errors import CheckpointMismatch
@@ -67,7 +68,7 @@ class Learner:
         state: dict[str, Tensor] = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
         state |= {f"model.{name}": buffer for name, buffer in self.parts.named_buffers()}
         state |= {f"ema.{name}": tensor for name, tensor in self.average.items()}
-        names = {p: name for name, p in self.parameters.items()}
+        names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         for optimizer in self.optimizers:
             for parameter, values in optimizer.state.items():
                 state |= {f"optim.{names[parameter]}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
@@ -75,7 +76,8 @@ class Learner:
 
     def shapes(self) -> dict[str, list[int]]:
         """The model's tensors by name, whole: what tells one model's checkpoint from another's."""
-        return {name: list(p.shape) for name, p in self.parameters.items()}
+        named = [*self.parameters.items(), *self.parts.named_buffers()]
+        return {name: list(tensor.shape) for name, tensor in named}
 
     def allocate(self) -> None:
         """Make the optimizers' state exist, so that a checkpoint can be read into it."""
@@ -87,6 +89,24 @@ class Learner:
             )
         for optimizer in self.optimizers:
             optimizer.step()
+
+    def begin_anew(self, missing: Collection[str]) -> list[str]:
+        """What a checkpoint did not hold begins as in a new run; returns what a person should know of it."""
+        notes = []
+        anew = {name for name in self.parameters for key in missing if key.startswith(f"optim.{name}.")}
+        for optimizer in self.optimizers:
+            for name in anew:
+                optimizer.state.pop(self.parameters[name], None)
+        if anew:
+            which = f"{len(anew)} of {len(self.parameters)} parameters ({min(anew)}, ...)"
+            notes.append(f"the checkpoint holds no state of this optimizer for {which}: it begins anew")
+        averages = [name for name in self.average if f"ema.{name}" in missing]
+        with torch.no_grad():
+            for name in averages:
+                self.average[name].copy_(self.parameters[name])
+        if averages:
+            notes.append("the checkpoint holds no averaged weights: the average begins at the present ones")
+        return notes
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
@@ -108,5 +128,51 @@ def check_same_model(found: dict[str, list[int]], expected: dict[str, list[int]]
     )
 
 
-def meta_shapes(module: nn.Module) -> dict[str, list[int]]:
-    return {name: list(p.shape) for name, p in module.named_parameters()}
+def shapes_of(module: nn.Module) -> dict[str, list[int]]:
+    """As `Learner.shapes`, of a module that need not be filled in."""
+    kept = module.state_dict(keep_vars=True)
+    named = [*module.named_parameters(), *((name, buffer) for name, buffer in module.named_buffers() if name in kept)]
+    return {name: list(tensor.shape) for name, tensor in named}
+
+
+class Buffers:
+    """Running statistics and the like, which the forward pass changes. Worker 0's hold on every worker, as under DDP.
+
+    They are seen through their modules, as some replace a buffer instead of writing into it.
+    """
+
+    def __init__(self, parts: Parts, *, is_shared: bool, can_undo: bool) -> None:
+        self.owners: list[tuple[dict[str, Tensor | None], str]] = []
+        names = {name for name, _ in parts.named_buffers()}
+        for prefix, module in zip(parts.names, parts.modules, strict=True):
+            for path, child in module.named_modules(prefix=prefix):
+                self.owners += [
+                    (child._buffers, leaf) for leaf in child._buffers if f"{path}.{leaf}".lstrip(".") in names
+                ]
+        self.is_shared = is_shared
+        self.good = [buffer.clone() for buffer in self.tensors()] if can_undo else None
+
+    def tensors(self) -> list[Tensor]:
+        return [buffer for buffers, leaf in self.owners if (buffer := buffers[leaf]) is not None]
+
+    @torch.no_grad()
+    def after_step(self, is_finite: bool) -> None:
+        """Agree on what the step did to them; one that is left out did nothing."""
+        if not self.owners:
+            return
+        present = self.tensors()
+        if self.good is not None and not is_finite:
+            torch._foreach_copy_(present, self.good)
+            return
+        if self.is_shared:
+            for dtype in dict.fromkeys(buffer.dtype for buffer in present):
+                _broadcast([buffer for buffer in present if buffer.dtype == dtype])
+        if self.good is not None:
+            torch._foreach_copy_(self.good, present)
+
+
+def _broadcast(tensors: list[Tensor]) -> None:
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.broadcast(flat, src=0)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

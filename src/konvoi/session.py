@@ -13,20 +13,21 @@ import torch
 
 from konvoi import devices
 from konvoi.errors import NonFiniteError
+from konvoi.held_out import held_out, sample
 from konvoi.island import Gradient, LiveIsland
 from konvoi.job.data import stream_loader
-from konvoi.job.data.loader import Batches, eval_batches
-from konvoi.job.data.tokenizer import load_tokenizer
-from konvoi.job.sampling import continue_tokens
-from konvoi.learner import Learner, check_same_model
+from konvoi.job.data.loader import Batches
+from konvoi.learner import Buffers, Learner, check_same_model
 from konvoi.observe.events import CheckpointSaved, Evaluated, Ready, Sampled, StepDone, Warned
 from konvoi.plan.precision import LossScale
 from konvoi.plan.split.materialize import key
+from konvoi.resuming import changes, order, packed, unpacked
 from konvoi.state import checkpoint
+from konvoi.state.record import whole_checkpoints
 from konvoi.task import Outcome, Task
-from konvoi.values import Measures, MicroBatch, Source
+from konvoi.values import MicroBatch, Source
 
-SAMPLE_TOKENS = 200
+SMALLEST_SCALE = 2.0**-10  # of the mean loss under fp16: whatever overflows here would without a scale, too
 
 
 class Session:
@@ -38,6 +39,8 @@ class Session:
         self.is_leader = island.place.worker == 0
         self.emit = island.place.send if self.is_leader else lambda event: None
         self.parts = island.split(self.job.model, self.job.objective, seed=self.job.seed, freeze=self.job.freeze)
+        for module in self.parts.modules:
+            module.train()  # some arrive in evaluation mode, as those of transformers do
         self.learner = Learner(self.job, self.parts, task.prepared.num_steps)
         self.checkpoints = checkpoint.Checkpoints(
             task.folder / "checkpoints",
@@ -46,9 +49,17 @@ class Session:
             num_workers=island.place.num_workers,
             on_saved=self._on_saved,
         )
-        self.saved_step = 0
+        self.saved_step, self.evaluated_step, self.best_step = 0, -1, -1
         self.best_loss, self.num_worse = math.inf, 0
+        self.stream_state: Any = None
+        self.stream: stream_loader.StreamBatches | None = None
         self.start = self._restore() if task.resume or island.place.attempt else 0
+        self.was_over = self._is_over()
+        self.buffers = Buffers(
+            self.parts,
+            is_shared=island.mesh is not None,
+            can_undo=self.job.on_nonfinite == "skip" or island.scale_is_dynamic,
+        )
         self.profiler: torch.profiler.profile | None = None
         self.emit(Ready(num_parameters=self.learner.num_parameters(), seconds=time.perf_counter() - begin))
 
@@ -62,11 +73,19 @@ class Session:
     def has_converged(self) -> bool:
         return self.job.patience is not None and self.num_worse >= self.job.patience
 
+    def _is_over(self) -> str:
+        """Why nothing is left to do after what was restored; "" where something is."""
+        if self.start and self.start >= self.task.prepared.num_steps:
+            return "finished"
+        return "early stopping" if self.start and self.has_converged else ""
+
     # -- steps --------------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[tuple[int, list[MicroBatch], float]]:
         """The remaining steps: their number (1 is the first), this worker's micro-batches, the seconds waited."""
         place = self.island.place
+        if self.was_over:
+            return
         with self._batches() as batches, self._profile():
             samples = iter(batches)
             for step in range(self.start + 1, self.task.prepared.num_steps + 1):
@@ -80,7 +99,7 @@ class Session:
 
     def _batches(self) -> Any:
         place, job = self.island.place, self.job
-        common = {
+        common: dict[str, Any] = {
             "seed": job.seed,
             "global_batch": job.global_batch,
             "worker": place.worker,
@@ -93,14 +112,15 @@ class Session:
         source = self.task.prepared.splits.train
         if isinstance(source, Source):
             return Batches(source, num_loaders=job.num_loaders, **common)
-        stream = stream_loader.StreamBatches(source, **common)
-        for note in stream.notes:
+        self.stream = stream_loader.StreamBatches(source, state=self.stream_state, **common)
+        for note in self.stream.notes:
             self.emit(Warned(message=note))
-        return stream
+        return self.stream
 
     def after_step(self, done: StepDone) -> None:
         """Tell, evaluate and save where it is time."""
         job, step = self.job, done.step
+        self.buffers.after_step(not done.skipped)
         self.emit(done)
         if self.is_leader and job.hooks.on_step:
             job.hooks.on_step(done)
@@ -109,18 +129,26 @@ class Session:
         if step == self.start + 1:
             self.checkpoints.load_early()
         self.checkpoints.check()
-        is_best = bool(job.validate_every) and step % (job.validate_every or 1) == 0 and self.evaluate(step)
+        if job.validate_every and step % job.validate_every == 0:
+            self.evaluate(step)
         every = self.task.checkpoint_every
-        if (every and step % every == 0) or (is_best and job.patience is not None):
-            self.save(step, is_best=is_best)
+        is_time = bool(every) and step % every == 0
+        is_kept = job.patience is not None and self.best_step == step
+        if (is_time or is_kept) and step < self.task.prepared.num_steps:  # the last one is `end`'s
+            self.save(step)
 
     def on_nonfinite(self, step: int, gradient: Gradient) -> None:
-        """Leave the step out (everywhere, as every worker sees the same numbers), or end the run."""
-        if self.job.on_nonfinite == "skip" or self.island.scale_is_dynamic:
+        """Leave the step out (everywhere, as every worker sees the same numbers), or end the run.
+
+        Raises: NonFiniteError. Under fp16 a gradient that is too large only asks for a smaller loss scale.
+        """
+        is_overflow = self.island.scale_is_dynamic and math.isfinite(gradient.loss)
+        if self.job.on_nonfinite == "skip" or (is_overflow and gradient.scale * gradient.weight > SMALLEST_SCALE):
             return
         finite = self.island.gather_objects(gradient.own_is_finite)
         workers = [number for number, is_finite in enumerate(finite) if not is_finite]
-        last = checkpoint.find(self.checkpoints.folder)
+        self.checkpoints.wait()
+        last = whole_checkpoints(self.checkpoints.folder)
         raise NonFiniteError(
             "the loss is not finite" if workers else "the gradient is not finite",
             found=f"loss {gradient.loss}, gradient norm {gradient.norm} at step {step}"
@@ -135,53 +163,42 @@ class Session:
         if self.start == 0 and self.job.validate_every != 0:
             self.evaluate(0)
 
-    def evaluate(self, step: int) -> bool:
-        """Held-out figures, averaged over the global split. Returns whether the loss is the best so far."""
+    def evaluate(self, step: int) -> None:
+        """Held-out figures, averaged over the global split."""
+        self.evaluated_step = step
         if self.task.prepared.splits.valid is None:
-            return False
+            return
         begin = time.perf_counter()
         with self.learner.averaged():
             values = held_out(self.island, self.parts, self.task)
-            text = self._sample()
+            text = sample(self.parts, self.task)
         is_best = values["loss"] < self.best_loss
-        self.best_loss, self.num_worse = (values["loss"], 0) if is_best else (self.best_loss, self.num_worse + 1)
+        if is_best:
+            self.best_loss, self.best_step, self.num_worse = values["loss"], step, 0
+        else:
+            self.num_worse += 1
         event = Evaluated(step=step, split="valid", values=values, seconds=time.perf_counter() - begin, best=is_best)
         self.emit(event)
         if text is not None:
             self.emit(Sampled(step=step, prompt=self.job.sample_prompt or "", text=text))
         if self.is_leader and self.job.hooks.on_eval:
             self.job.hooks.on_eval(event)
-        return is_best
-
-    def _sample(self) -> str | None:
-        spec = self.task.prepared.splits.spec
-        if self.job.sample_prompt is None or spec.tokenizer is None or spec.seq_len is None:
-            return None
-        tokenizer = load_tokenizer(spec.tokenizer)
-        (module,) = self.parts.modules
-        module.eval()
-        tokens = continue_tokens(
-            module,
-            tokenizer.encode(self.job.sample_prompt),
-            SAMPLE_TOKENS,
-            max_context=spec.seq_len,
-            end=tokenizer.end_of_text,
-        )
-        module.train()
-        return tokenizer.decode(tokens)
 
     # -- state --------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, *, is_best: bool = False) -> None:
+    def save(self, step: int) -> None:
+        is_best = self.best_step == step
         facts = {
             "step": step,
             "plan": self.task.plan.describe(),
             "shapes": self.learner.shapes(),
-            "optimizer": bool(self.learner.optimizers),
+            "order": order(self.task.prepared),
+            "stream": packed(self.stream.state_dict()) if self.stream is not None and self.is_leader else None,
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
-            "num_worse": self.num_worse,
-            "scale": dataclasses.asdict(self.island.scale) if self.island.scale else None,
             "best_step": step if is_best else self.checkpoints.best_step,
+            "num_worse": self.num_worse,
+            "evaluated_step": self.evaluated_step,
+            "scale": dataclasses.asdict(self.island.scale) if self.island.scale else None,
         }
         self.checkpoints.save(step, self.learner.tensors(), facts, is_best=is_best)
         self.saved_step = step
@@ -200,31 +217,36 @@ class Session:
 
     def _restore(self) -> int:
         """Read the newest whole checkpoint; returns its step, 0 where there is none."""
-        whole = checkpoint.find(self.checkpoints.folder)
+        whole = whole_checkpoints(self.checkpoints.folder)
         newest = self.island.gather_objects(whole[-1] if whole else None)[0]
         if newest is None:
             return 0
         step, path = newest
         facts = checkpoint.facts_of(path)
         check_same_model(facts["shapes"], self.learner.shapes())
-        self.learner.allocate()
         from konvoi.state import shards  # loads DCP, which only resuming needs at once
 
-        shards.read(path, self.learner.tensors(), num_workers=self.island.place.num_workers)
+        self.learner.allocate()
+        missing = shards.read(path, self.learner.tensors(), num_workers=self.island.place.num_workers)
+        for note in (*self.learner.begin_anew(missing), *changes(facts["order"], order(self.task.prepared))):
+            self.emit(Warned(message=f"resuming from step {step}: {note}"))
         self.best_loss = facts["best_loss"] if facts["best_loss"] is not None else math.inf
-        self.num_worse, self.checkpoints.best_step = facts["num_worse"], facts["best_step"]
+        self.num_worse, self.evaluated_step = facts["num_worse"], facts["evaluated_step"]
+        self.best_step = self.checkpoints.best_step = facts["best_step"]
         if self.island.scale_is_dynamic and facts["scale"] and facts["scale"]["is_dynamic"]:
             self.island.scale = LossScale(**facts["scale"])
+        self.stream_state = unpacked(facts["stream"])
         self.saved_step = step
         return int(step)
 
     def end(self, reason: str, step: int) -> Outcome:
         """The last evaluation and checkpoint; returns when all is on disk."""
-        if (
-            reason != "stopped"
-            and self.job.validate_every != 0
-            and not (self.job.validate_every and step % self.job.validate_every == 0)
-        ):
+        if self.was_over:
+            reason, step = self.was_over, self.start
+            ended = "had ended early" if reason == "early stopping" else "was finished"
+            hint = "a larger patience" if reason == "early stopping" else "more steps"
+            self.emit(Warned(message=f"this run {ended} at step {step}: nothing to do; resume with {hint} to go on"))
+        if reason != "stopped" and self.job.validate_every != 0 and self.evaluated_step != step:
             self.evaluate(step)
         if step > self.saved_step:
             self.save(step)
@@ -246,26 +268,3 @@ class Session:
             self.emit(
                 Warned(message=f"no trace: it takes the steps 5 to 9, and the run had {self.task.prepared.num_steps}")
             )
-
-
-def held_out(island: LiveIsland, parts: Any, task: Task) -> dict[str, float]:
-    """The objective's figures over the held-out part: loss, and what else it measures, each divided by the weight."""
-    job, splits = task.prepared.job, task.prepared.splits
-    assert splits.valid is not None
-    items = eval_batches(
-        splits.valid, batch=job.global_batch, worker=island.place.worker, num_workers=island.place.num_workers
-    )
-    if job.validate_batches:
-        items = (item for _, item in zip(range(job.validate_batches), items, strict=False))
-
-    def measure(module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-        loss_sum, weight = job.objective(module, batch)
-        extra = job.objective.measure(module, batch) if isinstance(job.objective, Measures) else {}
-        return {"loss": loss_sum, "weight": weight, **extra}
-
-    sums = island.sums(parts, (island.to_device(item) for item in items), measure)
-    weight = sums.pop("weight")
-    values = {name: value / weight for name, value in sums.items()}
-    if splits.spec.bytes_per_token:
-        values["bits_per_byte"] = values["loss"] / math.log(2) / splits.spec.bytes_per_token
-    return values

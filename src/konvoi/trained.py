@@ -9,15 +9,15 @@ from torch import nn
 
 from konvoi.errors import StateError
 from konvoi.job.job import Job
-from konvoi.learner import check_same_model, meta_shapes
+from konvoi.learner import check_same_model, shapes_of
 from konvoi.plan.split.materialize import build, materialize
 from konvoi.state import checkpoint, shards
-from konvoi.state.record import Record
+from konvoi.state.record import Record, whole_checkpoints
 
 
 def newest(record: Record) -> tuple[int, Any]:
     """The newest whole checkpoint's step and path. Raises: StateError where there is none."""
-    whole = checkpoint.find(record.checkpoints)
+    whole = whole_checkpoints(record.checkpoints)
     if not whole:
         raise StateError(
             "this run has no checkpoint yet", found=record.folder, hint="it is written during training and at its end"
@@ -25,25 +25,38 @@ def newest(record: Record) -> tuple[int, Any]:
     return whole[-1]
 
 
-def load_model(record: Record) -> nn.Module:
+def load_model(record: Record, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The module with the weights that the run ended with (averaged, where the job keeps an average), on the CPU.
 
     Raises: StateError, CheckpointMismatch.
     """
     job = record.task().prepared.job
     _, path = newest(record)
-    weights = shards.read_whole(path, "model.") | shards.read_whole(path, "ema.")
+    facts = checkpoint.facts_of(path)
     device = torch.device("cpu")
-    module = build(job.model, job.seed, device, torch.float32)
-    check_same_model(checkpoint.facts_of(path)["shapes"], meta_shapes(module))
+    module = build(job.model, job.seed, device, dtype)
+    check_same_model(facts["shapes"], shapes_of(module))
     materialize(module, job.seed, device, [("", module)], lambda unit: None)
-    module.load_state_dict(weights, strict=False)
+    module.load_state_dict(shards.read_whole(path, "model.") | shards.read_whole(path, "ema."), strict=False)
     return module.eval()
 
 
 def check_resumable(job: Job, record: Record) -> None:
-    """Raises: CheckpointMismatch where the newest checkpoint is of another model than the job's."""
+    """What can be known of a resumption before a worker starts: the checkpoint is whole, and the model is its own.
+
+    Raises: StateError, CheckpointMismatch with the differences by name.
+    """
     _, path = newest(record)
-    with torch.device("meta"):
-        module = job.model if isinstance(job.model, nn.Module) else job.model()
-    check_same_model(checkpoint.facts_of(path)["shapes"], meta_shapes(module))
+    check_same_model(checkpoint.facts_of(path)["shapes"], shapes_of(_outline(job.model)))
+
+
+def _outline(model: Any) -> nn.Module:
+    """The module, without memory where that can be."""
+    if isinstance(model, nn.Module):
+        return model
+    try:
+        with torch.device("meta"):
+            return model()  # type: ignore[no-any-return]
+    except Exception:
+        # A callable that reads weights or looks at values cannot be built on `meta`: build it as the workers do.
+        return build(model, 0, torch.device("cpu"), torch.float32)

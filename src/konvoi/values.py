@@ -96,12 +96,14 @@ class Measures(Protocol):
     def measure(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
 
 
+@runtime_checkable
 class OptimizerRecipe(Protocol):
     """A frozen value that builds optimizers for named parameters; a list, as Muon needs a companion."""
 
     def build(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]: ...
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """The learning rate's factor at a step: pure, so that resuming needs no state."""
 

@@ -1,4 +1,4 @@
-"""One agent for the tests of this folder, as `train` would start it."""
+"""One agent for the tests of this folder: as `train` would start it, with what workers load later loaded at once."""
 
 import pytest
 
@@ -8,5 +8,5 @@ from konvoi.verbs.train import PRELOAD
 
 @pytest.fixture(scope="session")
 def agent():
-    with AgentHandle(PRELOAD) as agent:
+    with AgentHandle((*PRELOAD, "torch._dynamo", "konvoi.state.shards")) as agent:
         yield agent

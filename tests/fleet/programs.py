@@ -13,7 +13,7 @@ import psutil
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 # No main guard; a lambda, a closure and a class of the script's own; `own_layers` lies beside it.
-PROGRAM = '''
+PROGRAM = """
 import os, sys, time
 import konvoi as kv
 import numpy as np
@@ -34,7 +34,7 @@ def slowly(seconds):
     def on_step(done):
         if done.step == 3:
             open("reached", "w").close()
-        time.sleep(seconds)
+        time.sleep(seconds * (done.step >= 3))
     return on_step
 
 
@@ -44,8 +44,9 @@ def job(*, seconds=0.0, model=kv.models.mlp((8,), input_shape=(4,), num_outputs=
 
 
 def train(job, plan=kv.Island(dp=2), **options):
-    return kv.train(job, plan, kv.fleet.local(plan.num_workers, oversubscribe=True), **({"checkpoint_every": 0} | options))
-'''
+    fleet = kv.fleet.local(plan.num_workers, oversubscribe=True)
+    return kv.train(job, plan, fleet, **({"checkpoint_every": 0} | options))
+"""
 
 
 class Program:
@@ -59,7 +60,8 @@ class Program:
             command or [sys.executable, "program.py"],
             cwd=folder,
             env=environment,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True} | options,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True}
+            | options,
         )
 
     def wait_for(self, name, within_s=60.0):

@@ -39,7 +39,9 @@ def assert_gone(pids, within_s=5.0):
 
 
 def pids_of(events):
-    return [int(word) for event in events if isinstance(event, Warned) for word in event.message.split() if word != "pid"]
+    return [
+        int(word) for event in events if isinstance(event, Warned) for word in event.message.split() if word != "pid"
+    ]
 
 
 # -- what a worker gets ---------------------------------------------------------------------------------------------
@@ -220,9 +222,10 @@ def test_killing_the_agent_leaves_nothing_behind_and_another_takes_its_place():
 
 def test_a_request_to_stop_reaches_every_worker(agent):
     events = []
-    assert start(
-        agent, entries.wait_for_stop, emit=events.append, should_stop=lambda: int(len(events) == 2)
-    ) == ["saved", "saved"]
+    assert start(agent, entries.wait_for_stop, emit=events.append, should_stop=lambda: int(len(events) == 2)) == [
+        "saved",
+        "saved",
+    ]
 
 
 def test_ending_at_once_does_not_wait_for_a_worker_that_was_stopped_or_does_not_listen(agent):

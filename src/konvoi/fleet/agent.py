@@ -54,11 +54,11 @@ class Agent:
     def serve(self) -> Child | None:
         self._tell("hello", self._describe())
         while os.getppid() == self.parent_pid:
-            readable = wait([self.parent, self.wake], LOOK_S)  # not select(): descriptors may lie above 1024
+            readable = wait([self.parent.sock, self.wake], LOOK_S)  # not select(): descriptors may lie above 1024
             if self.wake in readable:
                 os.read(self.wake, 4096)
                 self._reap()
-            if self.parent in readable:
+            if self.parent.sock in readable:
                 try:
                     child = self._obey()
                 except EOFError:

@@ -157,13 +157,13 @@ class Crew:
 
     def messages(self, timeout_s: float) -> list[Message]:
         """What has arrived, waiting for at most `timeout_s`. Raises: FleetError where the agent is gone."""
-        sources = {channel: number for number, channel in self.channels.items()}
-        readable = wait([*sources, self.agent.channel], timeout_s)
+        sources = {channel.sock: number for number, channel in self.channels.items()}
+        readable = wait([*sources, self.agent.channel.sock], timeout_s)
         found = []
-        for channel, number in sources.items():
-            if channel in readable:
+        for sock, number in sources.items():
+            if sock in readable:
                 found += self._from_worker(number)
-        if self.agent.channel in readable:
+        if self.agent.channel.sock in readable:
             found += self._from_agent()
         return found
 
@@ -185,7 +185,7 @@ class Crew:
             return []  # one of an earlier crew
         del self.pids[number]
         said = []  # its last words: they lie in the socket's buffer, and come before its exit
-        while number in self.channels and wait([self.channels[number]], 0):
+        while number in self.channels and wait([self.channels[number].sock], 0):
             said += self._from_worker(number)
         return [*said, Message(number, "exited", code)]
 

@@ -107,11 +107,12 @@ def run(
                 return outcome
         if attempt == fleet.max_restarts:
             raise WorkerError(
-                f"worker {outcome.worker} died ({outcome.reason}); the island was restarted {attempt} times, as allowed",
+                f"worker {outcome.worker} died ({outcome.reason}); "
+                f"the island was restarted {attempt} times, as allowed",
                 worker=outcome.worker,
                 host=outcome.host,
                 step=outcome.step,
-                hint="SIGKILL without a person's doing is usually the kernel ending a process that took too much memory",
+                hint="SIGKILL without a person's doing is usually the kernel's, when memory runs out",
             )
         agent.replace_if_gone()
         emit(Restarted(attempt=attempt + 1, max_restarts=fleet.max_restarts, from_step=newest_step()))

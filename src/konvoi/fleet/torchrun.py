@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,7 +29,7 @@ def is_leader() -> bool:
 
 def is_restarted() -> bool:
     """Whether torchrun's elastic agent has restarted the workers after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def run_name() -> str:
@@ -45,14 +46,16 @@ def place(device_kind: str, num_cores: int, send: Callable[[Any], None]) -> Iter
     """This process's place. SIGINT and SIGTERM ask for a stop after the present step. Raises: FleetError."""
     try:
         worker, num_workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local, num_local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        local, num_local = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     except ValueError as error:
         raise FleetError(
             "the launcher's environment cannot be read", found=str(error), expected="numbers in RANK, WORLD_SIZE"
         ) from None
     stop: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()  # no other may handle signals
     handlers = {
-        number: signal.signal(number, lambda got, _: stop.append(got)) for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, lambda got, _: stop.append(got))
+        for number in ((signal.SIGINT, signal.SIGTERM) if is_main else ())
     }
     try:
         yield Place(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from konvoi.errors import JobError
+from konvoi.errors import DataError, JobError, did_you_mean
 from konvoi.job import data as data_sets
 from konvoi.job import optimizers, schedules
 from konvoi.observe.events import CheckpointSaved, Evaluated, StepDone
@@ -38,6 +38,8 @@ class Job:
     - `validate_every`: steps between evaluations on the held-out part, beside the first and the last; 0: never.
     - `patience`: evaluations without a better loss after which the run stops early.
     - `on_nonfinite`: "raise", or "skip" to leave such a step out on every worker.
+    - `seed`: of the initial weights, the order of samples and everything random. A run may be resumed with another
+      seed, global batch or length; it then says what that changes.
     - `num_loaders`: loader processes a worker; they never change the order of samples.
     - `sample_prompt`: text that the trained model is asked to continue at each evaluation (text data only).
 
@@ -47,8 +49,8 @@ class Job:
     model: Any
     data: Any
     objective: Objective
-    optimizer: OptimizerRecipe = field(default_factory=lambda: optimizers.adamw())
-    schedule: Schedule = field(default_factory=lambda: schedules.cosine())
+    optimizer: OptimizerRecipe = field(default_factory=optimizers.adamw)
+    schedule: Schedule = field(default_factory=schedules.cosine)
     global_batch: int = 32
     steps: int | None = None
     tokens: float | None = None
@@ -66,25 +68,68 @@ class Job:
     sample_prompt: str | None = None
     hooks: Hooks = field(default_factory=Hooks)
 
+    def __new__(cls, **options: Any) -> Job:
+        # Before the generated __init__, whose TypeError knows no nearest name.
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise JobError("a job has no such option", found=name, hint=did_you_mean(name, known))
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        lengths = {
-            name: getattr(self, name) for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None
-        }
+        _check_parts(self)
+        lengths = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
         if len(lengths) > 1:
             raise JobError("a job has one length", found=lengths, expected="one of steps, tokens, epochs")
-        for name, value in [*lengths.items(), ("global_batch", self.global_batch)]:
-            if not value > 0:
-                raise JobError(f"{name} is a number above zero", found=repr(value))
-        if not callable(self.model):
-            raise JobError("the model is a module or a callable that makes one", found=type(self.model).__name__)
-        if not callable(self.objective):
-            raise JobError(
-                "the objective is a callable (model, batch) -> (loss_sum, weight)", found=type(self.objective).__name__
-            )
+        for name in ("steps", "global_batch", "validate_batches", "patience"):
+            _check_number(name, getattr(self, name), above=0, is_whole=True)
+        for name in ("validate_every", "num_loaders", "seed"):
+            _check_number(name, getattr(self, name), above=-1, is_whole=True)
+        for name in ("tokens", "epochs", "clip_grad_norm"):
+            _check_number(name, getattr(self, name), above=0)
         if self.ema is not None and not 0 < self.ema < 1:
             raise JobError("ema is a decay between 0 and 1", found=self.ema, hint="ema=0.999")
         if self.on_nonfinite not in ("raise", "skip"):
             raise JobError("on_nonfinite is 'raise' or 'skip'", found=repr(self.on_nonfinite))
+        if self.patience is not None and not self.validate_every:
+            raise JobError(
+                "patience counts evaluations, and this job has none on its way",
+                found=f"patience={self.patience}, validate_every={self.validate_every}",
+                hint="validate_every=100 evaluates every hundred steps",
+            )
+
+
+LENGTHS = ("steps", "tokens", "epochs")
+
+
+def _check_parts(job: Job) -> None:
+    if not callable(job.model):
+        raise JobError("the model is a module or a callable that makes one", found=type(job.model).__name__)
+    if not callable(job.objective):
+        raise JobError(
+            "the objective is a callable (model, batch) -> (loss_sum, weight)", found=type(job.objective).__name__
+        )
+    if not isinstance(job.optimizer, OptimizerRecipe) or isinstance(job.optimizer, type):
+        raise JobError(
+            "the optimizer is a recipe that builds one for named parameters",
+            found=repr(job.optimizer),
+            hint="kv.optimizers.adamw(lr=3e-4), sgd(...) or muon(...)",
+        )
+    if not isinstance(job.schedule, Schedule) or isinstance(job.schedule, type):
+        raise JobError("the schedule is a recipe", found=repr(job.schedule), hint="kv.schedules.cosine(warmup=100)")
+    if isinstance(job.freeze, str) or not all(isinstance(pattern, str) for pattern in job.freeze):
+        raise JobError(
+            "freeze is several patterns of parameter names", found=repr(job.freeze), hint=f"freeze=({job.freeze!r},)"
+        )
+
+
+def _check_number(name: str, value: Any, *, above: int, is_whole: bool = False) -> None:
+    kinds = (int,) if is_whole else (int, float)
+    if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or not value > above):
+        kind = "a whole number" if is_whole else "a number"
+        raise JobError(
+            f"{name} is {kind} above zero" if above == 0 else f"{name} is {kind} from zero", found=repr(value)
+        )
 
 
 @dataclass(frozen=True)
@@ -121,6 +166,7 @@ def prepare(job: Job) -> Prepared:
     spec = splits.spec
     model = job.model.fit(spec) if isinstance(job.model, ModelRecipe) else job.model
     num_samples = len(splits.train) if isinstance(splits.train, Source) else None
+    _check_against_data(job, splits, num_samples)
     num_steps = _num_steps(job, spec, num_samples)
     derived = (
         *(model.derived() if isinstance(model, ModelRecipe) else ()),
@@ -130,6 +176,28 @@ def prepare(job: Job) -> Prepared:
     return Prepared(
         dataclasses.replace(job, model=model), splits, num_steps, "tokens" if spec.seq_len else "samples", derived
     )
+
+
+def _check_against_data(job: Job, splits: Splits, num_samples: int | None) -> None:
+    """Raises: JobError, DataError."""
+    if num_samples is not None and num_samples < job.global_batch:
+        raise DataError(
+            "the data has fewer samples than one global batch, which would hold some of them twice",
+            found=f"{num_samples} samples, global_batch={job.global_batch}",
+            hint=f"global_batch={num_samples} or less",
+        )
+    if splits.valid is None and job.validate_every:
+        raise JobError(
+            "there is no held-out data to evaluate on",
+            found=f"validate_every={job.validate_every}",
+            hint="holdout=0.1 on the data, or a pair (train, held-out)",
+        )
+    if job.sample_prompt is not None and splits.spec.tokenizer is None:
+        raise JobError(
+            "only a model of text can continue a prompt",
+            found=f"sample_prompt={job.sample_prompt!r}",
+            expected="a job on kv.data.text(...)",
+        )
 
 
 def _num_steps(job: Job, spec: DataSpec, num_samples: int | None) -> int:

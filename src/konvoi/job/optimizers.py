@@ -1,5 +1,4 @@
-"""Optimizers as frozen values; `build` makes torch's own for named parameters.
-"""
+"""Optimizers as frozen values; `build` makes torch's own for named parameters."""
 
 from __future__ import annotations
 

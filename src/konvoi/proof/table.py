@@ -74,7 +74,8 @@ def rows(max_workers: int = 4, *, compiled: bool = True) -> list[Row]:
     table += [Row("gpt", _but(plan, precision="fp32"), (), FP32, only_losses=True) for plan in splits]
     table += [Row("gpt", _but(plan, precision="bf16"), (), BF16, only_losses=True) for plan in (one, *splits[:3])]
     if compiled:
-        table += [Row("gpt", _but(plan, compile=True)) for plan in both]
+        table += [Row(name, _but(plan, compile=True)) for name in ("callable", "gpt") for plan in both]
+        table += [Row("callable", _but(fsdp, compile=True, checkpoint_activations=True))]
     return [row for row in table if row.plan.num_workers <= max_workers]
 
 

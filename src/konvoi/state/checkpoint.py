@@ -1,15 +1,15 @@
 """Checkpoints, written beside the training, whole or not at all.
 
 A checkpoint is a folder `step-000120/` of DCP shards and `facts.json`. It is written as `.step-000120.partial/` and
-renamed when every worker has written its part and all of it is on disk, so that whoever is killed at whatever byte, a
-folder with the final name is whole.
+renamed when every worker has written its part and all of it is on disk, and renamed to `.step-000120.old/` before it
+is deleted: whoever is killed at whatever byte, a folder with the final name is whole.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -22,11 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from konvoi.errors import StateError
+from konvoi.state.record import check_own, whole_checkpoints
 
 if TYPE_CHECKING:
     from konvoi.state.shards import Copies
-
-NAME = re.compile(r"step-(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -40,26 +39,34 @@ class Saved:
     seconds: float
 
 
-def find(folder: Path) -> list[tuple[int, Path]]:
-    """The whole checkpoints in a folder, oldest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := NAME.match(path.name))]
-    return sorted(found)
-
-
 def facts_of(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself. Raises: StateError."""
+    """What a checkpoint says of itself. Raises: StateError, also where a file of it is missing or has been cut."""
+    facts = path / "facts.json"
     try:
-        return json.loads((path / "facts.json").read_text())  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        raise StateError(
-            "this is no checkpoint of Konvoi", found=f"{path}: {error}", expected="a folder with facts.json"
-        ) from None
+        check_own(facts)
+        found: dict[str, Any] = json.loads(facts.read_text())
+        sizes: dict[str, int] = found["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{facts}: {error}", "a folder with facts.json") from None
+    for name, expected in sizes.items():
+        size = (path / name).stat().st_size if (path / name).exists() else None
+        if size != expected:
+            what = f"{size} bytes" if size is not None else "no file"
+            raise _damaged(path, f"{what} at {path / name}", f"{expected} bytes")
+    return found
+
+
+def _damaged(path: Path, found: str, expected: str) -> StateError:
+    others = [step for step, other in whole_checkpoints(path.parent) if other != path]
+    hint = f"move {path} away to go on from step {others[-1]}" if others else "there is no other checkpoint of this run"
+    return StateError("this checkpoint is damaged", found=found, expected=expected, hint=hint)
 
 
 class Checkpoints:
     """Writes the checkpoints of one run. `save` returns as soon as the state is copied; a thread writes it.
 
-    Keeps the newest `keep` and the best. Every worker calls `save` and `close` at the same steps.
+    Keeps the newest `keep` (0: all) and the best. Every worker calls `save` and `close` at the same steps. `on_saved`
+    is called on worker 0 in the thread that trains, from `check`, `save` or `wait`.
     """
 
     def __init__(
@@ -71,11 +78,15 @@ class Checkpoints:
         self.copies: Copies | None = None
         self.group: dist.ProcessGroup | None = None
         self.thread: threading.Thread | None = None
+        self.saved: Saved | None = None
         self.failure: BaseException | None = None
+        if worker == 0:
+            _clear(folder)
 
     def load_early(self) -> None:
         """Load what saving needs in a thread: the first step need not wait for it, nor the first checkpoint."""
-        threading.Thread(target=self._copies, name="konvoi-load", daemon=True).start()
+        load = importlib.import_module
+        threading.Thread(target=load, args=("konvoi.state.shards",), name="konvoi-load", daemon=True).start()
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, is_best: bool = False
@@ -102,8 +113,11 @@ class Checkpoints:
         if self.thread is not None:
             self.thread.join()
             self.thread = None
-        if self.failure is not None:
-            failure, self.failure = self.failure, None
+        saved, failure = self.saved, self.failure
+        self.saved = self.failure = None
+        if saved is not None:
+            self.on_saved(saved)
+        if failure is not None:
             raise failure
 
     def close(self) -> None:
@@ -128,9 +142,8 @@ class Checkpoints:
             partial.mkdir(parents=True, exist_ok=True)
             shards.write(partial, copy, self.group)
             if self.worker == 0:
-                _publish(partial, final, facts)
-                size = sum(file.stat().st_size for file in final.iterdir())
-                self.on_saved(Saved(step, final, size, blocked_s, time.perf_counter() - begin + blocked_s))
+                size = _publish(partial, final, facts)
+                self.saved = Saved(step, final, size, blocked_s, time.perf_counter() - begin + blocked_s)
                 self._prune()
         except BaseException as error:
             self.failure = shards.explain(error, self.folder)
@@ -138,20 +151,38 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _prune(self) -> None:
-        whole = find(self.folder)
+        whole = whole_checkpoints(self.folder)
         for step, path in whole[: -self.keep] if self.keep else []:
             if step != self.best_step:
-                shutil.rmtree(path, ignore_errors=True)
+                _delete(path)
 
 
-def _publish(partial: Path, final: Path, facts: dict[str, Any]) -> None:
+def _publish(partial: Path, final: Path, facts: dict[str, Any]) -> int:
+    """Make a folder that is whole one that is found; returns its size in bytes."""
+    sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
     path = partial / "facts.json"
-    path.write_text(json.dumps(facts, indent=1))
+    path.write_text(json.dumps(facts | {"files": sizes}, indent=1))
     _sync(path)
     _sync(partial)
-    shutil.rmtree(final, ignore_errors=True)  # a step that was saved before, and redone
+    if final.exists():
+        _delete(final)  # a step that was saved before, and redone
     os.rename(partial, final)
     _sync(final.parent)
+    return sum(sizes.values())
+
+
+def _delete(path: Path) -> None:
+    """Whoever is killed half-way leaves nothing that looks whole."""
+    old = path.with_name(f".{path.name}.old")
+    os.rename(path, old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a killed run left half written, or half deleted."""
+    for pattern in (".step-*.partial", ".step-*.old"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 import cloudpickle
 
 from konvoi.errors import StateError, did_you_mean
+
+CHECKPOINT = re.compile(r"step-(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Record:
 
     def newest_step(self) -> int | None:
         """The step of the newest whole checkpoint."""
-        names = sorted(self.checkpoints.glob("step-*"))
-        return int(names[-1].name.removeprefix("step-")) if names else None
+        whole = whole_checkpoints(self.checkpoints)
+        return whole[-1][0] if whole else None
 
     def write(self, job: Mapping[str, Any], plan: Mapping[str, Any], task: bytes) -> None:
         """Describe the run for people (JSON) and for later verbs (`task.pickle`)."""
@@ -50,17 +53,34 @@ class Record:
         path = self.folder / "task.pickle"
         if not path.is_file():
             raise StateError("this is no run of Konvoi", found=self.folder, expected="a folder with task.pickle")
-        if path.stat().st_uid != os.getuid():
-            # A pickle is a program: one that somebody else wrote is not run.
+        check_own(path)
+        try:
+            return cloudpickle.loads(path.read_bytes())
+        except Exception as error:
+            # Whatever unpickling runs into: a class that has moved, a module that is gone, a cut file.
             raise StateError(
-                "this run belongs to another user", found=path, hint="copy the folder if you trust who made it"
-            )
-        return cloudpickle.loads(path.read_bytes())
+                "this run's job cannot be read back",
+                found=f"{path}: {type(error).__name__}: {error}",
+                hint="a run is read by a program that can import what its recipe imported",
+            ) from error
+
+
+def whole_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """The steps and paths of the whole checkpoints in a folder, oldest first."""
+    return sorted((int(match[1]), path) for path in folder.glob("step-*") if (match := CHECKPOINT.match(path.name)))
+
+
+def check_own(path: Path) -> None:
+    """A pickle is a program: one that somebody else wrote is not run. Raises: StateError."""
+    if path.stat().st_uid != os.getuid():
+        raise StateError(
+            "this run belongs to another user", found=path, hint="copy the folder if you trust who made it"
+        )
 
 
 def pickled(value: Any) -> bytes:
     """Functions and classes of the user's own program travel by value. Never used between islands."""
-    return cloudpickle.dumps(value)
+    return bytes(cloudpickle.dumps(value))
 
 
 def carry_by_value(module: Any) -> None:

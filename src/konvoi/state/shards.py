@@ -5,10 +5,12 @@ Loading this module takes as long as half of torch, so that those who write a ch
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
-from konvoi.errors import DiskFull, KonvoiError, StateError
+from konvoi.errors import DiskFull, StateError
+from konvoi.state.record import check_own
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_WORDS = ("No space left", "File too large", "quota exceeded")  # where torch has made it a RuntimeError
 
 
 class Copies:
@@ -33,7 +37,8 @@ class Copies:
         self.stager = DefaultStager(StagingOptions(False, False, False, False))
 
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        return self.stager.stage(share(tensors, self.worker, self.num_workers))  # type: ignore[no-any-return]
+        staged: Any = self.stager.stage(share(tensors, self.worker, self.num_workers))  # no Future without a stream
+        return dict(staged)
 
     def close(self) -> None:
         self.stager.close()
@@ -61,50 +66,70 @@ def write(folder: Path, state: dict[str, Any], group: dist.ProcessGroup | None) 
         dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
 
 
-def read(folder: Path, tensors: Mapping[str, Tensor], *, num_workers: int) -> None:
-    """Read into these tensors, in place, whatever plan they were written under."""
-    state: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items()}
-    with _alone(num_workers == 1):
-        dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=num_workers == 1)
+def read(folder: Path, tensors: Mapping[str, Tensor], *, num_workers: int) -> list[str]:
+    """Read into these tensors, in place, whatever plan they were written under; returns the names that are not there.
+
+    Raises: StateError, on every worker, where a shard cannot be read.
+    """
+    reader = dcp.FileSystemReader(folder)
+    known = _metadata(reader, folder)
+    state: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items() if name in known}
+    with _alone(num_workers == 1), _readable(folder):
+        dcp.load(state, storage_reader=reader, no_dist=num_workers == 1)
+    return [name for name in tensors if name not in known]
 
 
 def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, whole and on the CPU, under their names without it."""
     reader = dcp.FileSystemReader(folder)
-    entries = reader.read_metadata().state_dict_metadata
-    wanted: dict[str, Any] = {name: entry for name, entry in entries.items() if name.startswith(prefix)}
+    wanted = {name: entry for name, entry in _metadata(reader, folder).items() if name.startswith(prefix)}
     state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in wanted.items()}
-    with _alone(True):
+    with _alone(True), _readable(folder):
         dcp.load(state, storage_reader=reader, no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
+def _metadata(reader: dcp.FileSystemReader, folder: Path) -> dict[str, Any]:
+    check_own(folder / ".metadata")  # a pickle
+    with _readable(folder):
+        return dict(reader.read_metadata().state_dict_metadata)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (dcp.api.CheckpointException, OSError, EOFError, pickle.UnpicklingError) as error:
+        causes = [str(cause) for cause, _ in getattr(error, "failures", {}).values()] or [str(error)]
+        raise StateError("this checkpoint cannot be read", found=f"{folder}: {causes[0]}") from error
+
+
 def explain(error: BaseException, folder: Path) -> BaseException:
-    """What went wrong in `write`, as one of our own errors; every worker comes to the same."""
-    if isinstance(error, KonvoiError):
-        return error
+    """What went wrong in `write`, as one of our own errors; every worker comes to the same.
+
+    What is not about files stays as it is: a broken connection, for one, means that another worker has died.
+    """
     causes: list[BaseException] = [error]
     if isinstance(error, dcp.api.CheckpointException):
         causes += [failure for failure, _ in error.failures.values()]
     for cause in causes:
         number = cause.errno if isinstance(cause, OSError) else None
-        if number in FULL or "No space left" in str(cause) or "File too large" in str(cause):
+        if number in FULL or any(word in str(cause) for word in FULL_WORDS):
             return DiskFull(
                 "no room on the disk for a checkpoint; the run stops and the last whole checkpoint is intact",
                 found=f"{folder}: {os.strerror(number) if number else cause}",
                 hint="free some space and go on with --resume",
             )
-    return StateError("a checkpoint could not be written", found=f"{type(error).__name__}: {error}")
+    refused = [cause for cause in causes if isinstance(cause, OSError)]
+    if not refused:
+        return error
+    return StateError("a checkpoint could not be written", found=f"{type(refused[0]).__name__}: {refused[0]}")
 
 
-class _alone(warnings.catch_warnings):  # noqa: N801  (used as a function)
+@contextlib.contextmanager
+def _alone(is_meant: bool) -> Iterator[None]:
     """Silences DCP's remark that there is one process, where that is meant."""
-
-    def __init__(self, is_meant: bool) -> None:
-        super().__init__()
-        self.is_meant = is_meant
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        if self.is_meant:
+    with warnings.catch_warnings():
+        if is_meant:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -18,10 +18,11 @@ def evaluate(run: str | Path) -> Mapping[str, float]:
     import torch
 
     from konvoi.fleet.worker import Place
+    from konvoi.held_out import held_out
     from konvoi.island import LiveIsland
     from konvoi.plan.island import Island
+    from konvoi.plan.precision import precision
     from konvoi.plan.split.parts import single
-    from konvoi.session import held_out
     from konvoi.trained import load_model
 
     record = Record(Path(run))
@@ -32,5 +33,7 @@ def evaluate(run: str | Path) -> Mapping[str, float]:
             found=record.folder,
             hint="holdout=0.1 on the data, or a pair (train, held-out)",
         )
-    island = LiveIsland(Place(0, 1), Island(), torch.device("cpu"), None)
-    return held_out(island, single(load_model(record), task.prepared.job.objective), task)
+    plan = Island(precision=task.plan.precision)
+    island = LiveIsland(Place(0, 1), plan, torch.device("cpu"), None)
+    model = load_model(record, precision(plan.precision).parameters)
+    return held_out(island, single(model, task.prepared.job.objective), task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -210,7 +211,7 @@ class _Recording:
 def _terminal(_: Path) -> Sink:
     from konvoi.observe.sinks.terminal import terminal
 
-    return terminal()
+    return terminal() if sys.stderr is not None else fan_out(())  # a service may run with it closed
 
 
 def _how_soon(got: Sequence[int]) -> int:

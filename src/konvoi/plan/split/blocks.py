@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -44,5 +47,12 @@ def recompute(module: nn.Module) -> None:
 
 def compile_blocks(module: nn.Module) -> None:
     """torch.compile each block in place: one compilation serves them all, as they are of one class."""
+    compiled = torch.compile(_call)
     for _, block in find_blocks(module) or [("", module)]:
-        block.compile()
+        # Not `block.compile()`: it skips, in silence, blocks of torch's own classes (nn.Sequential,
+        # nn.TransformerEncoderLayer) and those that are recomputed.
+        block.forward = functools.partial(compiled, block.forward)
+
+
+def _call(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return forward(*args, **kwargs)

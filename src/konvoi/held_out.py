@@ -1,0 +1,64 @@
+"""What a model in training is asked beside the steps: the held-out figures, and a sample of what it writes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from konvoi.island import LiveIsland
+from konvoi.job.data.loader import eval_batches
+from konvoi.job.data.tokenizer import load_tokenizer
+from konvoi.job.sampling import continue_tokens
+from konvoi.plan.split.parts import Parts
+from konvoi.task import Task
+from konvoi.values import Measures
+
+SAMPLE_TOKENS = 200
+
+
+def held_out(island: LiveIsland, parts: Parts, task: Task) -> dict[str, float]:
+    """The objective's figures over the held-out part: loss, and what else it measures, each divided by the weight."""
+    job, splits = task.prepared.job, task.prepared.splits
+    assert splits.valid is not None
+    items = eval_batches(
+        splits.valid,
+        batch=job.global_batch,
+        worker=island.place.worker,
+        num_workers=island.place.num_workers,
+        collate=job.collate,
+    )
+    if job.validate_batches:
+        items = (item for _, item in zip(range(job.validate_batches), items, strict=False))
+
+    def measure(module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        loss_sum, weight = job.objective(module, batch)
+        extra = job.objective.measure(module, batch) if isinstance(job.objective, Measures) else {}
+        return {"loss": loss_sum, "weight": weight, **extra}
+
+    sums = island.sums(parts, (island.to_device(item) for item in items), measure)
+    weight = sums.pop("weight")
+    values = {name: value / weight if weight else math.nan for name, value in sums.items()}
+    if splits.spec.bytes_per_token:
+        values["bits_per_byte"] = values["loss"] / math.log(2) / splits.spec.bytes_per_token
+    return values
+
+
+def sample(parts: Parts, task: Task) -> str | None:
+    """What the model writes after the job's prompt; every worker takes part. None where the job asks for nothing."""
+    spec, prompt = task.prepared.splits.spec, task.prepared.job.sample_prompt
+    if prompt is None or spec.tokenizer is None or spec.seq_len is None:
+        return None
+    tokenizer = load_tokenizer(spec.tokenizer)
+    (module,) = parts.modules
+    module.eval()
+    tokens = continue_tokens(
+        module,
+        tokenizer.encode(prompt) or [tokenizer.end_of_text],
+        SAMPLE_TOKENS,
+        max_context=spec.seq_len,
+        end=tokenizer.end_of_text,
+    )
+    module.train()
+    return tokenizer.decode(tokens)
