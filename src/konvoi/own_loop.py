@@ -185,7 +185,7 @@ def _parted_loader(loader: DataLoader[Any], worker: int, num_workers: int, seed:
         loader.sampler.generator = torch.Generator().manual_seed(seed)  # the same order on every worker
     return DataLoader(
         loader.dataset,
-        batch_sampler=_PartOfEach(loader.batch_sampler, worker, num_workers),  # type: ignore[arg-type]
+        batch_sampler=_PartOfEach(loader.batch_sampler, worker, num_workers),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

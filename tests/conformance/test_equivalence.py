@@ -5,12 +5,14 @@ import pytest
 from konvoi.proof import is_a_fair_test, rows
 
 ROWS = rows(4)
+# A row that compiles takes seconds; those of the GPT take as many again on a busy machine.
+MARKED = [pytest.param(row, marks=pytest.mark.slow) if row.plan.compile and row.case == "gpt" else row for row in ROWS]
 CASES = {(row.case, row.changes): row for row in ROWS if row.plan.precision == "fp64"}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", MARKED, ids=lambda row: row.name)
 def test_a_plan_computes_what_one_process_computes(table, row):
-    assert table.differences(row) == []
+    assert table.differences(row, timeout_s=110 if row.plan.compile else 60) == []
 
 
 @pytest.mark.parametrize("row", CASES.values(), ids=lambda row: row.name)

@@ -7,7 +7,7 @@ import platform
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,12 +84,14 @@ def run(
     emit: Emit,
     should_stop: Callable[[], int],
     newest_step: Callable[[], int],
+    needed_again: Sequence[str] = (),
 ) -> list[Any]:
     """Run a pickled `(entry, payload)` as `entry(place, payload)` on every worker; their results in order.
 
     An entry is a function or "module:name", which the parent need not import.
 
-    `should_stop()` is 0, 1 (save and stop) or 2 (end at once). `newest_step()` is where a restart goes on from.
+    `should_stop()` is 0, 1 (save and stop) or 2 (end at once). `newest_step()` is where a restart goes on from;
+    `needed_again` are modules that a first start can do without and a restart cannot.
     Raises: the worker's own KonvoiError, else WorkerError with its traceback; KeyboardInterrupt when ended at once.
     """
     hello = agent.hello()
@@ -115,6 +117,8 @@ def run(
                 hint="SIGKILL without a person's doing is usually the kernel's, when memory runs out",
             )
         agent.replace_if_gone()
+        for module in needed_again:
+            agent.load(module)
         emit(Restarted(attempt=attempt + 1, max_restarts=fleet.max_restarts, from_step=newest_step()))
     raise AssertionError("unreachable")
 

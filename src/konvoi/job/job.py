@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from konvoi.errors import DataError, JobError, did_you_mean
 from konvoi.job import data as data_sets
 from konvoi.job import optimizers, schedules
 from konvoi.observe.events import CheckpointSaved, Evaluated, StepDone
 from konvoi.values import DataSpec, ModelRecipe, Objective, OptimizerRecipe, Schedule, Source, Splits
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,23 @@ class Hooks:
     on_checkpoint: Callable[[CheckpointSaved], None] | None = None
 
 
+def _explains_options(cls: type[T]) -> type[T]:
+    """A misspelt option is an error of ours, with the nearest right name; the signature stays."""
+    made = cls.__init__
+
+    @functools.wraps(made)
+    def init(self: T, **options: Any) -> None:
+        known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in options:
+            if name not in known:
+                raise JobError("a job has no such option", found=name, hint=did_you_mean(name, known))
+        made(self, **options)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+@_explains_options
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A model, data, an objective, and how long and how to learn.
@@ -67,14 +87,6 @@ class Job:
     collate: Callable[[list[Any]], Any] | None = None
     sample_prompt: str | None = None
     hooks: Hooks = field(default_factory=Hooks)
-
-    def __new__(cls, **options: Any) -> Job:
-        # Before the generated __init__, whose TypeError knows no nearest name.
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in options:
-            if name not in known:
-                raise JobError("a job has no such option", found=name, hint=did_you_mean(name, known))
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         _check_parts(self)

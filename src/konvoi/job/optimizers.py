@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from konvoi.errors import JobError, did_you_mean
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+T = TypeVar("T", bound="torch.optim.Optimizer")
 NamedParameters = Sequence[tuple[str, "nn.Parameter"]]
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where torch 2.9 to 2.13 have fused kernels for AdamW
 
@@ -148,7 +149,7 @@ sgd = SGD
 muon = Muon
 
 
-def lean(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def lean(kind: type[T]) -> type[T]:
     """The same optimizer, not loading torch's compiler, which takes as long as torch itself.
 
     torch marks an optimizer's methods as not to be traced, and `step` as a break in a traced graph; both import
@@ -163,7 +164,7 @@ def lean(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         inner = inspect.unwrap(getattr(torch.optim.Optimizer, name))
         inner.__dict__.setdefault("__dynamo_disable", inner)
-    return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+    return cast("type[T]", type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))}))
 
 
 def parameter_groups(

@@ -89,6 +89,8 @@ def parse(text: str) -> Island:
         name, _, value = item.partition("=")
         if name not in kinds:
             raise PlanError("unknown field of a plan", found=name, hint=did_you_mean(name, kinds))
+        if name in values:
+            raise PlanError(f"{name} is given twice", found=text)
         values[name] = _read(name, value, kinds[name])
     return Island(**values)
 

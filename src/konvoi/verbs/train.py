@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PRELOAD = ("konvoi.loop",)  # loaded once, in the agent, so that no worker does
 
+READING = "konvoi.state.shards"  # whoever goes on from a checkpoint needs it before the first step
 
 MakeSink = Callable[[Path], Sink]  # given the run's folder
 
@@ -95,7 +96,11 @@ def _train_here(job: Job, plan: Island | None, fleet: Local, keeping: Keeping, a
     num_workers = fleet.size(machine)
     task = _checked(prepared, plan or Island(dp=num_workers), num_workers, here, keeping)
     body = record.pickled(("konvoi.loop:work", task))
-    for needed, module in ((task.plan.fsdp > 1, "konvoi.plan.split.fully_shard"), (task.plan.compile, "torch._dynamo")):
+    for needed, module in (
+        (task.plan.fsdp > 1, "konvoi.plan.split.fully_shard"),
+        (task.plan.compile, "torch._dynamo"),
+        (task.resume, READING),
+    ):
         if needed:
             agent.load(module)
     with _stop_signals() as stop, _Recording(here, task, keeping.sinks) as run:
@@ -108,6 +113,7 @@ def _train_here(job: Job, plan: Island | None, fleet: Local, keeping: Keeping, a
             emit=run.emit,
             should_stop=lambda: _how_soon(stop),
             newest_step=lambda: here.newest_step() or 0,
+            needed_again=[READING],
         )
         run.end(outcomes[0])
     if outcomes[0].reason == "stopped" and stop:
