@@ -38,7 +38,7 @@ def _explains_options(cls: type[T]) -> type[T]:
                 raise JobError("a job has no such option", found=name, hint=did_you_mean(name, known))
         made(self, **options)
 
-    cls.__init__ = init  # type: ignore[method-assign]
+    cls.__init__ = init  # type: ignore[assignment, method-assign]
     return cls
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.fsdp import fully_shard as torch_fully_shard
@@ -15,7 +16,7 @@ from konvoi.errors import PlanError
 from konvoi.plan.split.blocks import find_blocks
 from konvoi.plan.split.materialize import materialize
 from konvoi.plan.split.parts import Parts, Tie, find_ties, run_micro_batches, single
-from konvoi.values import MicroBatch, Objective
+from konvoi.values import Objective
 
 
 def shard_unit(module: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None) -> None:
@@ -70,11 +71,18 @@ def shard(
         module.set_requires_gradient_sync(flag)
         module.set_is_last_backward(flag)
 
-    def forward_backward(micro: Sequence[MicroBatch], scale: float, announce: Callable[[Tensor], None]) -> None:
-        synchronize_gradients(False)
-        run_micro_batches(module, objective, micro, scale, announce, before_last=lambda: synchronize_gradients(True))
+    whole = single(module, objective)
 
-    return replace(single(module, objective), forward_backward=forward_backward, norm_group=mesh.get_group("fsdp"))
+    def begin() -> None:
+        whole.begin()
+        synchronize_gradients(False)
+
+    return replace(
+        whole,
+        begin=begin,
+        forward_backward=partial(run_micro_batches, module, objective, before_last=lambda: synchronize_gradients(True)),
+        norm_group=mesh.get_group("fsdp"),
+    )
 
 
 def units(module: nn.Module) -> list[tuple[str, nn.Module]]:

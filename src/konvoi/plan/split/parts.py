@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -77,14 +78,11 @@ def single(module: nn.Module, objective: Objective) -> Parts:
     def gradients() -> list[Tensor]:
         return [local(grad_of(parameter)) for parameter in trainable]
 
-    def forward_backward(micro: Sequence[MicroBatch], scale: float, announce: Callable[[Tensor], None]) -> None:
-        run_micro_batches(module, objective, micro, scale, announce)
-
     return Parts(
         modules=(module,),
         names=("",),
         objective=objective,
-        forward_backward=forward_backward,
+        forward_backward=partial(run_micro_batches, module, objective),  # a closure would be a frame more
         begin=begin,
         finish=lambda: None,
         gradients=gradients,

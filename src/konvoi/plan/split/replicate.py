@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from konvoi.plan.split.parts import Parts, run_micro_batches
-from konvoi.values import MicroBatch
 
 BUCKET_BYTES = (
     25_000_000  # DDP's default, arXiv 2006.15704 section 4.1: large enough for bandwidth, small enough to overlap
@@ -119,13 +119,10 @@ def replicate(parts: Parts, group: dist.ProcessGroup) -> Parts:
     (module,) = parts.modules
     buckets = Buckets([p for p in module.parameters() if p.requires_grad], group)
 
-    def forward_backward(micro: Sequence[MicroBatch], scale: float, announce: Callable[[Tensor], None]) -> None:
-        run_micro_batches(module, parts.objective, micro, scale, announce, before_last=buckets.arm)
-
     return replace(
         parts,
         begin=buckets.begin,
-        forward_backward=forward_backward,
+        forward_backward=partial(run_micro_batches, module, parts.objective, before_last=buckets.arm),
         finish=buckets.finish,
         gradients=lambda: [bucket.flat for bucket in buckets.buckets],
     )

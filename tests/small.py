@@ -1,0 +1,88 @@
+"""A job that takes milliseconds, and runs of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import konvoi as kv
+from konvoi.fleet.crew import AgentHandle
+from konvoi.observe.sinks.jsonl import read_events
+from konvoi.state import record, shards
+from konvoi.verbs.train import PRELOAD
+
+
+@pytest.fixture(scope="module")
+def agent():
+    with AgentHandle((*PRELOAD, "konvoi.state.shards", "konvoi.plan.split.fully_shard")) as agent:
+        yield agent
+
+
+class Samples:
+    """Points of two classes, each drawn from its own index."""
+
+    def __init__(self, length=60, first=0):
+        self.length, self.first = length, first
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        random = np.random.default_rng(int(index) + self.first)
+        inputs = random.normal(size=6).astype(np.float32)
+        return {"inputs": inputs, "labels": np.int64(inputs.sum() > 0)}
+
+
+DATA = (Samples(), Samples(20, 1000))
+
+
+def wobbly():
+    """Draws random numbers in its forward pass, and keeps running statistics."""
+    return nn.Sequential(
+        nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2)
+    )
+
+
+def job(**fields):
+    """Twenty steps of 8 samples: two and two thirds epochs."""
+    model = kv.models.mlp((12, 12), input_shape=(6,), num_outputs=2)
+    objective = kv.objectives.classification()
+    fixed = {"model": model, "data": DATA, "objective": objective, "steps": 20, "global_batch": 8}
+    return kv.Job(**(fixed | {"optimizer": kv.optimizers.adamw(lr=0.01), "validate_every": 0} | fields))
+
+
+def train(agent, folder, job, plan=None, **options):
+    plan = plan or kv.Island(dp=2)
+    fleet = kv.fleet.local(plan.num_workers, oversubscribe=True)
+    options = {"folder": folder, "name": "run", "sinks": [], "agent": agent, "checkpoint_every": 3} | options
+    return kv.train(job, plan, fleet, **options)
+
+
+def events(run, kind):
+    folder = run if isinstance(run, Path) else run.folder
+    return [event for event in read_events(folder / "events.jsonl") if isinstance(event, kind)]
+
+
+def saved(folder):
+    """The steps of the whole checkpoints in a run's folder."""
+    return [step for step, _ in record.whole_checkpoints(folder / "checkpoints")]
+
+
+def state(run, prefix=""):
+    """What the newest checkpoint holds, whole."""
+    return shards.read_whole(record.whole_checkpoints(run.folder / "checkpoints")[-1][1], prefix)
+
+
+def differences(one, other):
+    """Names of the tensors that are not equal bit by bit."""
+    return [name for name in one.keys() | other.keys() if not torch.equal(one.get(name), other.get(name))]
+
+
+def assert_same(one, other):
+    """The two runs went the same way, bit by bit, and ended at the same place with the same optimizer state."""
+    assert one.losses == other.losses
+    assert differences(state(one), state(other)) == []
