@@ -113,8 +113,8 @@ def self_test(say: Callable[[str], None], *, budget_s: float = BUDGET_S) -> bool
             table = rows(num_workers, compiled=False)
             if device != "cpu":
                 table = list(dict.fromkeys(row.on_accelerator() for row in table))
-            precision = "float64, to 1e-9" if device == "cpu" else "fp32, losses to 1e-4"
-            say(f"{len(table)} rows on {num_workers} x {machine['device']} ({device}), {precision}")
+            usual = "float64 to 1e-9" if device == "cpu" else "fp32, losses to 1e-4"
+            say(f"{len(table)} rows on {num_workers} x {machine['device']} ({device}), {usual} unless a row says more")
             return _prove(Table(pool), table, say, budget_s)
 
 
