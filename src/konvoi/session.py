@@ -94,7 +94,7 @@ class Session:
                 micro = [self.island.to_device(item) for item in next(samples)]
                 waited = time.perf_counter() - begin
                 # Dropout draws from here: nothing random is carried from step to step, so resuming needs no state.
-                torch.manual_seed(key(self.job.seed, f"step {step} worker {place.worker}"))
+                devices.seed(self.island.device, key(self.job.seed, f"step {step} worker {place.worker}"))
                 yield step, micro, waited
 
     def _batches(self) -> Any:
