@@ -17,8 +17,8 @@ from konvoi.errors import WorkerError
 from konvoi.observe.events import Restarted, StepDone
 from tests import small
 from tests.killed import slowly
-from tests.small import agent  # noqa: F401  (a fixture)
 
+agent = small.agent  # a fixture
 ROOT = Path(__file__).parents[1]
 
 
@@ -89,7 +89,7 @@ def test_a_program_killed_at_ten_random_moments_ends_as_if_it_never_was(agent, t
 
 
 class Deadly:
-    """An objective that ends its process once: `worker`, at its `at`-th step, there or while its checkpoint is written."""
+    """An objective that ends its process once: `worker`'s, in its `at`-th step or while a checkpoint is written."""
 
     def __init__(self, marker, *, worker, at, while_saving):
         self.marker, self.worker, self.at, self.while_saving = marker, worker, at, while_saving

@@ -146,9 +146,8 @@ class Checkpoints:
                 self.saved = Saved(step, final, size, blocked_s, time.perf_counter() - begin + blocked_s)
                 self._prune()
         except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)  # by every worker: the first to report it ends the others
             self.failure = shards.explain(error, self.folder)
-            if self.worker == 0:
-                shutil.rmtree(partial, ignore_errors=True)
 
     def _prune(self) -> None:
         whole = whole_checkpoints(self.folder)

@@ -1,0 +1,25 @@
+"""One agent, and one run of a small GPT, for the tests of this folder."""
+
+import pytest
+
+import konvoi as kv
+from konvoi.fleet.crew import AgentHandle
+from konvoi.verbs.train import PRELOAD
+from tests import small
+from tests.verbs.texts import text_job
+
+
+@pytest.fixture(scope="package")
+def agent():
+    with AgentHandle((*PRELOAD, "konvoi.state.shards")) as agent:
+        yield agent
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("text")
+
+
+@pytest.fixture(scope="package")
+def run(agent, folder):
+    return small.train(agent, folder, text_job(folder), kv.Island(fsdp=2))
