@@ -14,8 +14,8 @@ def job() -> kv.Job:
         optimizer=kv.optimizers.adamw(lr=3e-3),
         schedule=kv.schedules.cosine(warmup=0.05, floor=0.1),
         global_batch=16,
-        steps=300,
+        steps=200,
         validate_every=100,
-        validate_batches=16,
+        validate_batches=8,
         sample_prompt="def read_",
     )

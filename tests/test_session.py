@@ -88,6 +88,13 @@ def test_evaluating_a_run_gives_its_last_figures_in_its_own_precision(agent, tmp
     assert run.evaluate() == pytest.approx(dict(last.values), rel=relative)
 
 
+@BOTH
+def test_every_worker_evaluates_with_the_first_ones_running_statistics(agent, tmp_path, plan):
+    run = small.train(agent, tmp_path, small.job(model=small.wobbly, validate_every=None), plan)
+    last = small.events(run, Evaluated)[-1]
+    assert run.evaluate() == pytest.approx(dict(last.values), rel=1e-5)
+
+
 # -- steps that cannot be taken ----------------------------------------------------------------------------------------
 
 
