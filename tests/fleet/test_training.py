@@ -146,7 +146,7 @@ def test_an_error_in_a_loader_process_arrives_with_its_traceback(agent, tmp_path
 def test_more_workers_than_devices_are_refused_before_any_worker_starts(agent, tmp_path):
     fleet = kv.fleet.local(1000)
     with pytest.raises(FleetError, match="more workers than devices"):
-        kv.train(job(global_batch=1000), kv.Island(dp=1000), fleet, folder=tmp_path, agent=agent, sinks=())
+        kv.train(job(), kv.Island(dp=1000), fleet, folder=tmp_path, agent=agent, sinks=())
     assert not list(tmp_path.iterdir())
 
 

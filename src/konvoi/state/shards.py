@@ -25,7 +25,8 @@ from konvoi.errors import DiskFull, StateError
 from konvoi.state.record import check_own
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_WORDS = ("No space left", "File too large", "quota exceeded")  # where torch has made it a RuntimeError
+# Where torch has made it a RuntimeError; its zip writer, interrupted in the middle, only misses its position.
+FULL_WORDS = ("No space left", "File too large", "quota exceeded", "unexpected pos")
 
 
 class Copies:
@@ -109,15 +110,16 @@ def explain(error: BaseException, folder: Path) -> BaseException:
 
     What is not about files stays as it is: a broken connection, for one, means that another worker has died.
     """
-    causes: list[BaseException] = [error]
+    causes = [error]
     if isinstance(error, dcp.api.CheckpointException):
-        causes += [failure for failure, _ in error.failures.values()]
+        causes = [failure for failure, _ in error.failures.values()]
+    causes.sort(key=lambda cause: not isinstance(cause, OSError))  # those that say most first
     for cause in causes:
         number = cause.errno if isinstance(cause, OSError) else None
         if number in FULL or any(word in str(cause) for word in FULL_WORDS):
             return DiskFull(
                 "no room on the disk for a checkpoint; the run stops and the last whole checkpoint is intact",
-                found=f"{folder}: {os.strerror(number) if number else cause}",
+                found=f"{folder}: {os.strerror(number) if number else str(cause).splitlines()[0]}",
                 hint="free some space and go on with --resume",
             )
     refused = [cause for cause in causes if isinstance(cause, OSError)]
