@@ -15,10 +15,12 @@ from konvoi.observe.sinks.jsonl import read_events
 from konvoi.state import record, shards
 from konvoi.verbs.train import PRELOAD
 
+LOADED_LATER = ("konvoi.state.shards", "konvoi.plan.split.fully_shard", "torch._dynamo")  # once here, not in each run
+
 
 @pytest.fixture(scope="module")
 def agent():
-    with AgentHandle((*PRELOAD, "konvoi.state.shards", "konvoi.plan.split.fully_shard")) as agent:
+    with AgentHandle((*PRELOAD, *LOADED_LATER)) as agent:
         yield agent
 
 

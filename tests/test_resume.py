@@ -73,9 +73,8 @@ def goes_the_same_way(agent, folder, axis, *, num_kills, seed):
     return kills
 
 
-@pytest.mark.parametrize(("axis", "num_kills"), [("dp", 2), ("fsdp", 1)])
-def test_a_program_killed_at_random_moments_ends_as_if_it_never_was(agent, tmp_path, axis, num_kills):
-    assert goes_the_same_way(agent, tmp_path, axis, num_kills=num_kills, seed=1) == num_kills
+def test_a_program_killed_at_random_moments_ends_as_if_it_never_was(agent, tmp_path):
+    assert goes_the_same_way(agent, tmp_path, "dp", num_kills=2, seed=1) == 2
 
 
 @pytest.mark.slow

@@ -145,9 +145,9 @@ class Session:
         is_overflow = self.island.scale_is_dynamic and math.isfinite(gradient.loss)
         if self.job.on_nonfinite == "skip" or (is_overflow and gradient.scale * gradient.weight > SMALLEST_SCALE):
             return
+        self.checkpoints.wait()  # before the workers meet: after it, the last checkpoint is there for all to see
         finite = self.island.gather_objects(gradient.own_is_finite)
         workers = [number for number, is_finite in enumerate(finite) if not is_finite]
-        self.checkpoints.wait()
         last = whole_checkpoints(self.checkpoints.folder)
         raise NonFiniteError(
             "the loss is not finite" if workers else "the gradient is not finite",

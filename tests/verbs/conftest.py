@@ -11,7 +11,7 @@ from tests.verbs.texts import text_job
 
 @pytest.fixture(scope="package")
 def agent():
-    with AgentHandle((*PRELOAD, "konvoi.state.shards")) as agent:
+    with AgentHandle((*PRELOAD, *small.LOADED_LATER)) as agent:
         yield agent
 
 
