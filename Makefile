@@ -39,6 +39,7 @@ format: $(VENV)/.dev  ## mend what ruff can mend
 docs: $(VENV)/.dev  ## write the generated pages again: docs/api.md, docs/support.md
 	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/make_support.py
+	$(BIN)/python docs/make_benchmarks.py
 
 bench: $(VENV)/.dev  ## every benchmark, one after another (ARGS=--quick: a minute each)
 	set -e; for benchmark in benchmarks/[!_]*.py; do $(BIN)/python $$benchmark --json $(ARGS); done

@@ -4,10 +4,12 @@ from konvoi import errors, fleet
 from konvoi.job import data, models, objectives, optimizers, schedules
 from konvoi.job.job import Hooks, Job
 from konvoi.plan import Island
+from konvoi.verbs.doctor import doctor
 from konvoi.verbs.evaluate import evaluate
 from konvoi.verbs.export import save_pretrained
 from konvoi.verbs.generate import generate
 from konvoi.verbs.join import join
+from konvoi.verbs.report import report
 from konvoi.verbs.run import Run
 from konvoi.verbs.train import train
 
@@ -19,6 +21,7 @@ __all__ = [
     "Job",
     "Run",
     "data",
+    "doctor",
     "errors",
     "evaluate",
     "fleet",
@@ -27,6 +30,7 @@ __all__ = [
     "models",
     "objectives",
     "optimizers",
+    "report",
     "save_pretrained",
     "schedules",
     "train",

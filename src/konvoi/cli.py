@@ -235,9 +235,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from konvoi.observe.report import write_report
-
-    _out(str(write_report(_found(options.run))))
+    _out(str(konvoi.report(_found(options.run))))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -245,9 +243,9 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from konvoi.verbs.doctor import doctor, self_test
+    from konvoi.verbs.doctor import self_test
 
-    _out(json.dumps(doctor(), indent=2))
+    _out(json.dumps(konvoi.doctor(), indent=2))
     if options.self_test and not self_test(_line):
         raise KonvoiError(
             "the self-test failed: this machine computes something else when it splits", hint="the rows above"

@@ -1,5 +1,5 @@
 """WHERE a job runs: fleets are frozen values."""
 
-from konvoi.fleet.local import Local, local
+from konvoi.fleet.local import local
 
-__all__ = ["Local", "local"]
+__all__ = ["local"]

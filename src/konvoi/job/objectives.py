@@ -11,6 +11,8 @@ from konvoi.errors import JobError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+__all__ = ["classification", "next_token", "regression"]
+
 
 @dataclass(frozen=True)
 class NextToken:
@@ -77,6 +79,11 @@ class Regression:
 
     The sum over a sample's targets is not divided by their number: the loss of a run is the mean over the samples of
     `||prediction - target||^2`, which is num_targets times what torch's MSELoss shows.
+
+    >>> import torch
+    >>> loss_sum, weight = regression()(torch.nn.Identity(), {"inputs": torch.ones(3, 2), "targets": torch.zeros(3, 2)})
+    >>> loss_sum.item(), weight.item()
+    (6.0, 3.0)
     """
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+__all__ = ["Group", "adamw", "muon", "sgd"]
+
 T = TypeVar("T", bound="torch.optim.Optimizer")
 NamedParameters = Sequence[tuple[str, "nn.Parameter"]]
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where torch 2.9 to 2.13 have fused kernels for AdamW
@@ -76,6 +78,9 @@ class SGD:
     """Stochastic gradient descent. Its weight decay is part of the gradient (L2); norms and biases do not decay.
 
     Not fused: torch's fused kernel does not take sharded parameters (DTensor), and all plans should run the same code.
+
+    >>> sgd(lr=0.1, momentum=0.9, nesterov=True).momentum
+    0.9
     """
 
     _: KW_ONLY
@@ -111,6 +116,9 @@ class Muon:
     Sharded matrices (DTensor) work, at the price of 11 to 16 small collectives a matrix and step. The iteration runs
     in bfloat16 whatever the parameters are, and magnifies its rounding: the updates of two plans differ by 2 or 3 %
     of their norm, as if the gradient had been disturbed in its third digit. Do not look for equal losses.
+
+    >>> muon(lr=0.02, adamw=adamw(lr=3e-4)).adamw.lr
+    0.0003
     """
 
     _: KW_ONLY

@@ -28,7 +28,11 @@ CPU_WORKERS = 4  # they share the cores: this is for the sums, not for speed
 
 
 def doctor() -> dict[str, Any]:
-    """The versions, devices, memory, disk and extras that are here; `warnings` say what to mend."""
+    """The versions, devices, memory, disk and extras that are here; `warnings` say what to mend.
+
+    >>> doctor()["num_cores"] >= 1
+    True
+    """
     with AgentHandle() as agent:
         hello = agent.hello()
         machine, can_fork = dict(hello["machine"]), bool(hello["can_fork"])

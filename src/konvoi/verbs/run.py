@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from konvoi.observe.events import RunEnded, StepDone
-from konvoi.observe.report import write_report
 from konvoi.observe.sinks.jsonl import read_events, steps
 from konvoi.state import record
 from konvoi.verbs.evaluate import evaluate
 from konvoi.verbs.export import save_pretrained
 from konvoi.verbs.generate import generate
+from konvoi.verbs.report import report
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,4 +63,4 @@ class Run:
 
     def report(self) -> Path:
         """Write `report.html` anew and return its path."""
-        return write_report(self.folder)
+        return report(self.folder)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from konvoi.errors import JobError, KonvoiError
-from konvoi.fleet import Local, local, torchrun
+from konvoi.fleet import torchrun
 from konvoi.fleet.crew import AgentHandle
+from konvoi.fleet.local import Local, local
 from konvoi.fleet.local import run as run_local
 from konvoi.job.job import Job, Prepared, prepare
 from konvoi.observe.events import Emit, Event, RunEnded, RunStarted, StepDone

@@ -113,6 +113,11 @@ def hub(
     With `text_column` each row is a document, tokenized as by `data.text`. Otherwise `columns` gives the column of
     each key, {"inputs": "image", "labels": "label"}, or names columns that are keys already; without it, every column
     of numbers or images is taken. Raises: DataError for values that cannot be; columns are looked at by `prepare`.
+
+    >>> import datasets
+    >>> texts = datasets.Dataset.from_dict({"text": ["to be or not to be"] * 20})
+    >>> hub(texts, text_column="text", seq_len=8).seq_len
+    8
     """
     check_holdout(holdout)
     if columns is not None and text_column is not None:

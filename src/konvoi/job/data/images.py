@@ -47,6 +47,9 @@ def images(
     A sample is {"inputs": float32 (channels, h, w) in [0, 1], "labels": int64 ()}. Images that are also in a later
     part (train, val, test) are left out. Without a held-out part a random share `holdout` is held out. `size=(h, w)`
     resizes the files of a folder. Raises: DataError for values that cannot be; files are looked at by `prepare`.
+
+    >>> images("xrays.npz").holdout
+    0.1
     """
     check_holdout(holdout)
     if size is not None and (len(size) != 2 or min(size) < 1):

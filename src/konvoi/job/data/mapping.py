@@ -59,6 +59,10 @@ def map(data: object, fn: Transform, *, valid: bool = True, spec: DataSpec | Non
 
     `valid=False` leaves the held-out part as it is, as augmentation should. `spec` says what the samples are then,
     where `fn` changes it. Raises: DataError where `fn` cannot be called.
+
+    >>> import konvoi as kv
+    >>> data = kv.data.tensors(inputs=[[1.0], [2.0]], labels=[0, 1], holdout=0)
+    >>> noisy = kv.data.map(data, lambda sample, rng: {**sample, "inputs": sample["inputs"] + rng.normal()})
     """
     if not callable(fn):
         raise DataError("map needs a function", found=type(fn).__name__, expected="fn(sample, rng) -> sample")

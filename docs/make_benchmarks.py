@@ -1,0 +1,64 @@
+"""Write docs/benchmarks.md from benchmarks/results/*.json: `python docs/make_benchmarks.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+PAGE = Path(__file__).parent / "benchmarks.md"
+
+HEAD = """\
+<!-- Made by docs/make_benchmarks.py from benchmarks/results: run a benchmark, then `make docs`. -->
+# Figures beside others'
+
+Each comes from one run of `python benchmarks/NAME.py --json`, in which konvoi and its peers alternate on the same work
+and the same cores. A ratio is konvoi's figure over the peer's, so that below 1 konvoi is quicker; it is the median of
+the pairs, and its least and greatest show the noise. What each peer is, and how it is tuned, stands at the head of the
+program.
+"""
+
+# Figure, what it is, and what it should be at most (or at least, where it says so).
+SHOWN: dict[str, list[tuple[str, str, str]]] = {
+    "step_time": [
+        ("ratio_vs_ddp", "a training step, 2 workers, against torch DDP", "≤ 1.02"),
+        ("ratio_vs_hf_trainer", "the same against transformers.Trainer", "≤ 0.97"),
+    ],
+    "first_step": [
+        ("ratio_vs_torchrun", "command to the end of the first step, against torchrun with DDP", "≤ 0.75"),
+        ("ratio_vs_ray_train", "the same against Ray Train", "≤ 0.15"),
+    ],
+    "checkpoint": [
+        ("blocked_fraction", "share of the time inside save, 20M parameters, every 20 steps", "≤ 0.01"),
+        ("stall_fraction", "wall time with checkpoints over without, less one", "≤ 0.05"),
+        ("torch_save_stall_fraction", "the same for torch.save in the loop", ""),
+    ],
+    "gpu": [
+        ("mfu", "share of a GPU's peak, 1B parameters", "≥ 0.50"),
+        ("ratio_vs_plain_loop", "speed against the barest loop", "≥ 0.99"),
+    ],
+}
+
+
+def page() -> str:
+    return "\n".join([HEAD, *(_section(name) for name in SHOWN)])
+
+
+def _section(name: str) -> str:
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return f"## {name}\n\nNo full run has been recorded.\n"
+    found: dict[str, Any] = json.loads(path.read_text())
+    machine = found["machine"]
+    lines = [f"## {name}", "", "| what | figure | least to greatest | aim |", "|---|---|---|---|"]
+    for figure, text, aim in SHOWN[name]:
+        spread = f"{found[f'{figure}_min']:.3g} to {found[f'{figure}_max']:.3g}" if f"{figure}_min" in found else ""
+        value = found.get(figure)
+        lines.append(f"| {text} (`{figure}`) | {'not run' if value is None else f'{value:.3g}'} | {spread} | {aim} |")
+    where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
+    return "\n".join([*lines, "", f"{found['date'][:10]}, commit {found['commit']}, {where}.", ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,51 @@
+"""Every complete program in recipes/ and examples/ runs, as its reader would run it."""
+
+import dataclasses
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+import konvoi as kv
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = sorted([*(ROOT / "recipes").glob("*.py"), *(ROOT / "examples").glob("*.py")])
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(f"program_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+JOBS = [path for path in PROGRAMS if "def job(" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_job_trains(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = load(path).job()
+    run = kv.train(_short(job), sinks=())
+    assert run.reason == "finished"
+    assert all(math.isfinite(loss) for loss in run.losses)
+    assert (run.folder / "report.html").exists()
+
+
+def _short(job: kv.Job) -> kv.Job:
+    return dataclasses.replace(job, steps=3, validate_every=None, validate_batches=1, sample_prompt=None)
+
+
+def test_the_own_loop_learns():
+    losses = load(ROOT / "examples" / "own_loop.py").main()
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spirals", "write_python"])
+def test_a_program_runs_to_its_end(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = load(ROOT / "examples" / f"{name}.py").main()
+    assert len(found) > 0
+    assert not isinstance(found, dict) or found["accuracy"] > 0.9
