@@ -39,7 +39,8 @@ def _short(job: kv.Job) -> kv.Job:
 
 def test_the_own_loop_learns():
     losses = load(ROOT / "examples" / "own_loop.py").main()
-    assert losses[-1] < losses[0] / 2
+    epoch = len(losses) // 5
+    assert sum(losses[-epoch:]) < 0.7 * sum(losses[:epoch])
 
 
 @pytest.mark.slow

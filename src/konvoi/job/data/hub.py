@@ -116,8 +116,7 @@ def hub(
 
     >>> import datasets
     >>> texts = datasets.Dataset.from_dict({"text": ["to be or not to be"] * 20})
-    >>> hub(texts, text_column="text", seq_len=8).seq_len
-    8
+    >>> spoken = hub(texts, text_column="text", seq_len=8)
     """
     check_holdout(holdout)
     if columns is not None and text_column is not None:
