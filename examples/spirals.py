@@ -35,10 +35,8 @@ def job(steps: int = 400) -> kv.Job:
 
 def main() -> dict[str, float]:
     run: kv.Run = kv.train(job(), kv.Island(dp=2), kv.fleet.local(2, oversubscribe=True))
-    kv.save_pretrained(run.folder, run.folder / "export")
-    kv.report(run.folder)
     return dict(kv.evaluate(run.folder))
 
 
 if __name__ == "__main__":
-    main()
+    print(main())

@@ -20,6 +20,8 @@ def job(steps: int = 60) -> kv.Job:
 
 def main() -> str:
     run = kv.train(job())
+    kv.save_pretrained(run.folder, run.folder / "export")
+    kv.report(run.folder)
     return kv.generate(run.folder, "def ", num_tokens=40)
 
 

@@ -251,6 +251,8 @@ class Session:
         if step > self.saved_step:
             self.save(step)
         self.checkpoints.wait()
+        # Worker 0 publishes the checkpoint: under torchrun the others would look for it in their next line.
+        self.island.gather_objects(None)
         return Outcome(reason, step)
 
     @contextlib.contextmanager
