@@ -75,6 +75,20 @@ def test_a_length_given_on_the_command_line_replaces_the_recipes(recipe):
     assert cli.override(job, ["epochs=2"]).steps is None
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["steps=3", "seed=2", "--workers", "2"],
+        ["--workers", "2", "steps=3", "seed=2"],
+        ["steps=3", "--workers", "2", "seed=2"],
+    ],
+)
+def test_overrides_stand_before_or_after_the_options(words):
+    options = cli._parse(["train", "recipe.py", *words])
+    assert options.overrides == ["steps=3", "seed=2"]
+    assert options.workers == 2
+
+
 def test_the_help_shows_every_command_in_its_group():
     for verb in cli.VERBS:
         assert f" {verb} " in cli.GROUPS

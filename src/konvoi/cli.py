@@ -39,6 +39,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"konvoi: {message}\n")
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand before or after the options; argparse alone takes them in one place only."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (options.verb != "train" or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Every option of a parser and of its commands: argparse reports an unknown one at the root."""
     for action in parser._actions:
@@ -50,7 +61,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 a wrong command, 130 stopped by Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         VERBS[options.verb](options)
     except ConfigError as error:

@@ -1,1 +1,1 @@
-"""Inside an island: each split is a function `(Parts, ...) -> Parts`, applied in one written order (apply.py)."""
+"""Inside an island: how each worker comes to its `Parts`. The written order stands in island.py."""
