@@ -45,6 +45,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     if rest and (options.verb != "train" or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.verb == "train" and "=" in str(options.resume):
+        rest, options.resume = [options.resume, *rest], True  # --resume without a run, then an override
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
@@ -146,7 +148,7 @@ def _train(options: argparse.Namespace) -> None:
         recipe = load_recipe(options.recipe)
         job = override(recipe_job(recipe, options.recipe), options.overrides)
         plan = konvoi.plan.parse(options.plan) if options.plan else getattr(recipe, "plan", None)
-        fleet = getattr(recipe, "fleet", konvoi.fleet.local())
+        fleet = getattr(recipe, "fleet", None)
         if options.workers or options.device or options.oversubscribe:
             fleet = konvoi.fleet.local(
                 options.workers or (plan.num_workers if plan else None),

@@ -53,7 +53,8 @@ def train(
 ) -> Run:
     """Train a job and return its run, which is a folder `runs/<name>/`.
 
-    Without a plan the fleet's workers are data parallel; without a fleet this computer's devices are taken. Started
+    Without a plan the fleet's workers are data parallel; without a fleet this computer's
+    devices are taken, as many as the plan wants. Started
     by torchrun, every process calls this and the fleet is torchrun's. `resume` is True for the newest run here, or a
     run's name or folder. `checkpoint_every` counts steps (0: only at the end; default: a tenth of the run); the
     newest `keep` stay, and the best. `profile` writes a torch trace of five steps. `sinks` replace the terminal:
@@ -74,7 +75,13 @@ def train(
             run.end(work(place, task))
             return Run(run.record.folder)
     with contextlib.ExitStack() as stack:
-        return _train_here(job, plan, fleet or local(), keeping, agent or stack.enter_context(AgentHandle(PRELOAD)))
+        return _train_here(
+            job,
+            plan,
+            fleet or local(plan.num_workers if plan else None),
+            keeping,
+            agent or stack.enter_context(AgentHandle(PRELOAD)),
+        )
 
 
 @dataclass(frozen=True)
