@@ -22,6 +22,7 @@ import psutil
 import _work
 
 HERE = Path(__file__).parent
+PEERS = ("ddp", "hf_trainer", "ray_train", "plain_loop")  # programs that call `_work.leave_trace`
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,30 @@ class Trace:
 
 def run(program: str, order: Order, *, timeout_s: float = 3600.0) -> Trace:
     """Start a program, wait for it and read what it left. Raises: RuntimeError, with the end of its stderr."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        command = _command(program, order)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        folder, command = Path(name), _command(program, order)
         launched = time.time()
-        _finish(command, Path(folder), timeout_s)
-        read = _read_events if program.startswith("konvoi") else _read_trace
-        trace = read(Path(folder), launched)
+        _finish(command, folder, timeout_s)
+        return read_trace(program, folder, order, launched)
+
+
+def launch(program: str, order: Order, folder: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """A program that runs in `folder` until the block is left."""
+    return _launched(_command(program, order), folder)
+
+
+def check_ended(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Raises: RuntimeError where a program that ended did not end well."""
+    if process.returncode != 0:
+        tail = (folder / "stderr").read_text(errors="replace")[-4000:]
+        assert isinstance(process.args, list)
+        command = " ".join(map(str, process.args[:4]))
+        raise RuntimeError(f"{command} ... ended with {process.returncode}:\n{tail}")
+
+
+def read_trace(program: str, folder: Path, order: Order, launched: float) -> Trace:
+    """What a program left in its folder. Raises: RuntimeError where it did not do what it was asked for."""
+    trace = (_read_trace if program in PEERS else _read_events)(folder, launched)
     if len(trace.ends) != order.steps:
         raise RuntimeError(f"{program} was asked for {order.steps} steps and did {len(trace.ends)}")
     return trace
@@ -115,9 +134,17 @@ def _environment() -> dict[str, str]:
 
 
 def _finish(command: Sequence[str], folder: Path, timeout_s: float) -> None:
+    with _launched(command, folder) as process:
+        process.wait(timeout_s)
+    check_ended(process, folder)
+
+
+@contextlib.contextmanager
+def _launched(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Whatever happens in the block, the process and all that it started are gone afterwards."""
     with open(folder / "stdout", "wb") as stdout, open(folder / "stderr", "wb") as stderr:
         process = subprocess.Popen(
-            command,
+            list(command),
             cwd=folder,
             env=_environment(),
             stdin=subprocess.DEVNULL,
@@ -125,18 +152,8 @@ def _finish(command: Sequence[str], folder: Path, timeout_s: float) -> None:
             stderr=stderr,
             start_new_session=True,
         )
-        with _ended_with(process):
-            code = process.wait(timeout_s)
-    if code != 0:
-        tail = (folder / "stderr").read_text(errors="replace")[-4000:]
-        raise RuntimeError(f"{' '.join(map(str, command[:4]))} ... ended with {code}:\n{tail}")
-
-
-@contextlib.contextmanager
-def _ended_with(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whatever happens in the block, the process and all that it started are gone afterwards."""
     try:
-        yield
+        yield process
     finally:
         # Launchers give their workers sessions of their own, so that a signal to the group would not reach them.
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -26,7 +26,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(_work.decay_groups(module), lr=_work.LR, betas=_work.BETAS, fused=True)
     batches = _work.batches(args.work, splits, rank, world_size)
 
-    ends, losses, blocked = [], [], []
+    ends, losses, blocked = _work.Ends(told=rank == 0), [], []
     for step in range(1, args.steps + 1):
         tokens = next(batches)["input_ids"]
         logits = model(tokens[:, :-1])
@@ -38,7 +38,7 @@ def main() -> None:
         losses.append(loss.item())
         if args.checkpoint_every and step % args.checkpoint_every == 0 and rank == 0:
             blocked.append((step, save(module, optimizer)))
-        ends.append(time.time())
+        ends.step()
 
     losses = _work.mean_of_workers(losses)
     if rank == 0:

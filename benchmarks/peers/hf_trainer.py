@@ -4,7 +4,6 @@ The loader is the common one, so that its samples are the others' too; what it w
 nobody here asked for (gathering token counts, filtering losses for logs) is off.
 """
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,10 +53,10 @@ class OwnLoader(Trainer):
 
 class Clock(TrainerCallback):
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends = _work.Ends(told=dist.get_rank() == 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ends.append(time.time())
+        self.ends.step()
 
 
 def main() -> None:
