@@ -76,22 +76,20 @@ class LiveIsland:
     def forward_backward(self, parts: Parts, micro: Sequence[MicroBatch], *, should_stop: bool = False) -> Gradient:
         """Add up the gradients of the global batch. Nothing is divided until `mean`."""
         scale = self.scale = self.scale or self._suited_scale(micro)
-        reduced: list[Any] = []
+        announced: list[Tensor] = []
 
         def announce(sums: Tensor) -> None:
             row = torch.cat([sums, sums.new_tensor([float(should_stop)])])
-            work = dist.all_reduce(row, async_op=True) if self.mesh is not None else None
-            reduced.extend((sums, row, work))
+            announced.extend((sums, row))
+            parts.add_up(row)
 
         parts.begin()
         with self.precision.autocast(self.device) if self.plan.fsdp == 1 else contextlib.nullcontext():
             parts.forward_backward(micro, scale.value, announce)
         begin = time.perf_counter()
         parts.finish()
-        sums, row, work = reduced
-        if work is not None:
-            work.wait()
         wait_s = time.perf_counter() - begin
+        sums, row = announced
         loss_sum, weight, stop = row.tolist()
         factor = 1.0 / (scale.value * weight) if weight > 0 else 0.0
         loss = loss_sum / weight if weight > 0 else 0.0 * loss_sum

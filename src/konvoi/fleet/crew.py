@@ -23,6 +23,14 @@ REQUEST_BYTES = 64  # as in agent.py, which this file must not import: it would 
 LEAVE_S = 0.3  # for workers to leave by themselves before they are killed
 
 
+# A step frees what the next one asks for again: memory that glibc keeps, in huge pages, saves hundreds of page faults a
+# step, and 1.5 % of its time on CPU. Blocks from 32 MiB on still go back at once. Other C libraries ignore it.
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {"hugetlb": 1, "mmap_threshold": 32 << 20, "trim_threshold": 256 << 20}.items()
+)
+
+
 class AgentHandle:
     """Starts an agent at once and without waiting; the first request waits for it. Use with `with`."""
 
@@ -37,6 +45,7 @@ class AgentHandle:
             "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             "OPENBLAS_NUM_THREADS": "1",  # numpy's pool of threads would not survive the fork
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting devices must not initialise CUDA before the fork
+            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ALLOCATOR),
         }
         # -P: a file of the user's called random.py must not shadow the standard library's.
         module = [sys.executable, "-P", "-m", "konvoi.fleet.agent"]

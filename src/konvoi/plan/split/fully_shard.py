@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.fsdp import fully_shard as torch_fully_shard
@@ -73,13 +75,24 @@ def shard(
 
     whole = single(module, objective)
 
+    works: list[Any] = []
+
     def begin() -> None:
         whole.begin()
         synchronize_gradients(False)
 
+    def add_up(row: Tensor) -> None:
+        works.append(dist.all_reduce(row, async_op=True))
+
+    def finish() -> None:
+        while works:
+            works.pop().wait()
+
     return replace(
         whole,
         begin=begin,
+        add_up=add_up,
+        finish=finish,
         forward_backward=partial(run_micro_batches, module, objective, before_last=lambda: synchronize_gradients(True)),
         norm_group=mesh.get_group("fsdp"),
     )

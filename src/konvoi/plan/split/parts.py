@@ -20,19 +20,23 @@ class Tie:
     aliases: tuple[str, ...]
 
 
+ROW_LENGTH = 3  # loss_sum, weight, stop
+
+
 @dataclass(frozen=True)
 class Parts:
     """A frozen value; a split returns a changed copy.
 
     A step is: `begin()`, `forward_backward(...)`, `finish()`, then `gradients()` hold the gradient of
-    `scale * loss_sum` over the global batch, each worker its own part of it.
+    `scale * loss_sum` over the global batch, each worker its own part of it. `add_up(row)` is called once in between.
     """
 
     modules: tuple[nn.Module, ...]  # one, unless a pipeline gives a worker several stages
     names: tuple[str, ...]  # where each stands in the whole model: "" is the root
     objective: Objective
     forward_backward: ForwardBackward
-    finish: Callable[[], None]  # wait until the gradients hold every worker's share
+    add_up: Callable[[Tensor], None]  # ROW_LENGTH sums of this worker become those of all, in place, by `finish`
+    finish: Callable[[], None]  # wait until gradients and row hold every worker's share
     begin: Callable[[], None]
     gradients: Callable[[], list[Tensor]]  # local tensors, every element exactly once; scaled in place
     norm_group: torch.distributed.ProcessGroup | None = None  # over which squares of gradients are still to be added
@@ -84,6 +88,7 @@ def single(module: nn.Module, objective: Objective) -> Parts:
         objective=objective,
         forward_backward=partial(run_micro_batches, module, objective),  # a closure would be a frame more
         begin=begin,
+        add_up=lambda row: None,
         finish=lambda: None,
         gradients=gradients,
         ties=find_ties(module),
