@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
+import statistics
 import subprocess
 import tempfile
 import time
@@ -32,8 +33,9 @@ class Turn:
     first: int  # the first of these steps; 1 is the program's first
     seconds: tuple[float, ...]
 
-    def step_s(self) -> float:
-        return sum(self.seconds) / len(self.seconds)
+    def span_s(self, steps: int) -> float:
+        """Of so many steps: what a stop left out, one or two of them, counts as the median of the others."""
+        return sum(self.seconds) + (steps - len(self.seconds)) * statistics.median(self.seconds)
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,60 @@
-"""What checkpoints cost a run: konvoi's, and `torch.save` in the loop of DDP; each with and without, alternating.
+"""What checkpoints cost a run: konvoi's, and `torch.save` in the loop of DDP; each with and without.
 
-    python benchmarks/checkpoint.py --json        most of an hour on 2 cores
+    python benchmarks/checkpoint.py --json        about half an hour on 2 cores
 
 A GPT of 20M parameters with AdamW (240 MB a checkpoint), 8 x 128 tokens per worker, 2 workers, a checkpoint every 20
-steps. The 200 steps that are timed end 10 steps after the last checkpoint, so that what is written in the background
-falls inside them, too.
+steps. All four programs are alive and run by turns (`_turns.py`) of 20 steps: a checkpoint is begun in the middle of a
+turn and is whole on disk long before its end, so that nobody else's turn pays for it. Ten turns are 200 steps.
 
 blocked_fraction   seconds that training stood still inside a save, over the wall time of these steps
-stall_fraction     (wall time with checkpoints - without) / without, in each round
+stall_fraction     (wall time with checkpoints - without) / without, over all turns; `_median`, `_min`, `_max` by turn
 """
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 import _harness
-import _programs
+import _turns
 from _harness import Figure, Options, Result, spread
 from _programs import Order, Trace
+from _turns import Turns
 
 KEYS = ("blocked_fraction", "stall_fraction", "torch_save_blocked_fraction", "torch_save_stall_fraction")
 PREFIXES = {"konvoi": "", "ddp": "torch_save_"}
 
 
-def measure(options: Options, run: Callable[[str, Order], Trace] = _programs.run) -> Result:
-    work, every, num_checkpoints = ("gpt_2m", 10, 2) if options.quick else ("gpt_20m", 20, 10)
-    rounds = options.rounds or (1 if options.quick else 2)
+def measure(options: Options, take_turns: Callable[..., dict[str, Turns]] = _turns.take_turns) -> Result:
+    work, every = ("gpt_2m", 10) if options.quick else ("gpt_20m", 20)
+    num_turns = options.rounds or (2 if options.quick else 10)
     first = every // 2
-    last = first + every * num_checkpoints
-    # One step more than is timed: what konvoi saves at the end of every run falls behind it.
-    orders = {"without": Order(work, last + 1), "with": Order(work, last + 1, checkpoint_every=every)}
-    programs = {
-        f"{program}, {how}": (lambda program=program, order=order: run(program, order))
-        for program in PREFIXES
-        for how, order in orders.items()
-    }
-    traces = _harness.alternate(programs, rounds)
+    last = first + every * num_turns
+    # A few steps more than are timed: what konvoi saves at the end of every run falls behind them.
+    steps = last + every // 4
+    orders = {"without": Order(work, steps), "with": Order(work, steps, checkpoint_every=every)}
+    programs = {f"{program}, {how}": (program, order) for program in PREFIXES for how, order in orders.items()}
+    done = take_turns(programs, first=first, per_turn=every, num_turns=num_turns)
 
     figures: dict[str, Figure] = {"steps": last - first, "checkpoint_every": every}
-    figures["num_parameters"] = traces["konvoi, with"][0].num_parameters
+    figures["num_parameters"] = done["konvoi, with"].trace.num_parameters
     repeats: dict[str, list[float]] = {}
     for program, prefix in PREFIXES.items():
-        saving = traces[f"{program}, with"]
-        for trace in saving:
-            check_saved(program, trace, first, last, num_checkpoints)
-        with_s = [trace.span_s(first, last) for trace in saving]
-        without_s = [trace.span_s(first, last) for trace in traces[f"{program}, without"]]
-        blocked_s = [trace.blocked_s(first, last) for trace in saving]
-        stalls = [(a - b) / b for a, b in zip(with_s, without_s, strict=True)]
-        figures |= spread(f"{prefix}blocked_fraction", [b / s for b, s in zip(blocked_s, with_s, strict=True)])
-        figures |= spread(f"{prefix}stall_fraction", stalls)
+        saving = done[f"{program}, with"]
+        check_saved(program, saving.trace, first, last, num_turns)
+        with_s = [turn.span_s(every) for turn in saving.turns]
+        without_s = [turn.span_s(every) for turn in done[f"{program}, without"].turns]
+        blocked_s = [seconds for step, seconds in saving.trace.blocked if first < step <= last]
+        figures[f"{prefix}blocked_fraction"] = sum(blocked_s) / sum(with_s)
+        figures |= over_turns(f"{prefix}blocked_fraction", [b / s for b, s in zip(blocked_s, with_s, strict=True)])
+        figures[f"{prefix}stall_fraction"] = sum(with_s) / sum(without_s) - 1
+        stalls = [a / b - 1 for a, b in zip(with_s, without_s, strict=True)]
+        figures |= over_turns(f"{prefix}stall_fraction", stalls)
         figures |= spread(f"{prefix}with_s", with_s) | spread(f"{prefix}without_s", without_s)
         repeats |= {f"{prefix}with_s": with_s, f"{prefix}without_s": without_s, f"{prefix}blocked_s": blocked_s}
     return Result(figures, repeats)
+
+
+def over_turns(name: str, values: Sequence[float]) -> dict[str, Figure]:
+    return {f"{name}_median": statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
 def check_saved(program: str, trace: Trace, first: int, last: int, expected: int) -> None:
