@@ -55,6 +55,7 @@ def test_a_wrong_command_names_the_nearest_right_one(words, message, capsys, rec
         (["recipe.py", "steps=-3"], "above zero"),
         (["recipe.py", "--plan", "dp=2", "--workers", "1"], "differ in size"),
         (["recipe.py", "--workers", "4096"], "more workers than devices"),
+        (["recipe.py", "--plan", "dp=4096"], "more workers than devices"),  # a plan alone asks for its workers
     ],
 )
 def test_a_wrong_option_of_train_is_refused_before_a_worker_starts(words, message, capsys, recipe):
@@ -87,6 +88,19 @@ def test_overrides_stand_before_or_after_the_options(words):
     options = cli._parse(["train", "recipe.py", *words])
     assert options.overrides == ["steps=3", "seed=2"]
     assert options.workers == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "resume", "overrides"),
+    [
+        (["--resume", "steps=6"], True, ["steps=6"]),
+        (["--resume", "mine", "steps=6"], "mine", ["steps=6"]),
+        (["steps=6", "--resume"], True, ["steps=6"]),
+    ],
+)
+def test_an_override_after_resume_is_not_taken_for_a_runs_name(words, resume, overrides):
+    options = cli._parse(["train", "recipe.py", *words])
+    assert (options.resume, options.overrides) == (resume, overrides)
 
 
 def test_the_help_shows_every_command_in_its_group():

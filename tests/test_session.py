@@ -1,6 +1,7 @@
 """What surrounds the steps: evaluations, early stopping, steps left out, hooks, checkpoints that cannot be."""
 
 import dataclasses
+import errno
 import json
 import resource
 import time
@@ -358,6 +359,18 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_whole(agent, t
     run = small.train(agent, tmp_path, small.job(steps=6), plan, resume="run")
     assert (run.reason, [step.step for step in run.steps]) == ("finished", [*range(1, 7)])
     assert {event.step for event in small.events(run, StepDone)} >= {4, 5, 6}
+
+
+def test_a_disk_without_room_for_the_report_does_not_hide_what_went_wrong(agent, tmp_path, monkeypatch):
+    def refuse(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def trap(rank, now, model):
+        raise LookupError("mine")
+
+    monkeypatch.setattr("konvoi.verbs.train.write_report", refuse)
+    with pytest.raises(WorkerError, match="LookupError: mine"):
+        small.train(agent, tmp_path, small.job(objective=Classification(trap)))
 
 
 def test_a_sample_is_written_at_each_evaluation(agent, tmp_path):

@@ -1,5 +1,7 @@
 """Each benchmark with programs that are made up: the keys and the arithmetic, not the speed."""
 
+import functools
+
 import pytest
 
 import checkpoint
@@ -8,6 +10,7 @@ import gpu
 import step_time
 from _harness import Options
 from _programs import Trace
+from _turns import Turn, Turns
 
 STEP_S = {
     "konvoi": 0.09,
@@ -32,6 +35,21 @@ def made_up(program, order, *, loss=3.0, blocked_s=0.02, written=True):
     return Trace(100.0, tuple(ends), (loss,) * order.steps, tuple(blocked), num_parameters=1_000_000_000)
 
 
+def by_turns(make=made_up):
+    """As `_turns.take_turns`, of programs that are made up; a stop swallows the first step of every turn."""
+
+    def take(orders, *, first, per_turn, num_turns):
+        traces = {name: make(program, order) for name, (program, order) in orders.items()}
+        return {name: Turns(trace, tuple(turns(trace, first, per_turn, num_turns))) for name, trace in traces.items()}
+
+    def turns(trace, first, per_turn, num_turns):
+        ends = trace.ends
+        for begin in range(first, first + num_turns * per_turn, per_turn):
+            yield Turn(begin + 2, tuple(ends[k] - ends[k - 1] for k in range(begin + 1, begin + per_turn)))
+
+    return take
+
+
 @pytest.fixture
 def peers_are_installed(monkeypatch):
     monkeypatch.setattr("_harness.version", lambda package, why: "1.0")
@@ -44,19 +62,19 @@ def flat(figures):
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_step_time_has_its_keys_and_ratios(peers_are_installed, quick):
-    result = step_time.measure(Options(quick=quick), made_up)
+    result = step_time.measure(Options(quick=quick), by_turns())
     figures = flat(result.figures)
     assert set(step_time.KEYS) <= figures.keys()
     for key in ("ratio_vs_ddp", "ratio_vs_ddp_min", "ratio_vs_ddp_max", "ratio_vs_ddp_median_step"):
         assert figures[key] == pytest.approx(0.9)
     assert figures["ratio_vs_hf_trainer"] == pytest.approx(0.75)
     assert figures["ddp_step_ms"] == pytest.approx(100)
-    assert len(result.repeats["konvoi_block_s"]) == (1 if quick else 5)
+    assert len(result.repeats["konvoi_step_s"]) == (1 if quick else 10)
 
 
 def test_step_time_says_null_without_transformers(monkeypatch):
     monkeypatch.setattr("_harness.version", lambda package, why: None)
-    figures = step_time.measure(Options(quick=True), made_up).figures
+    figures = step_time.measure(Options(quick=True), by_turns()).figures
     assert figures["hf_trainer"] is None
     assert figures["ratio_vs_hf_trainer"] is None
     assert figures["ratio_vs_ddp"] == pytest.approx(0.9)
@@ -65,7 +83,7 @@ def test_step_time_says_null_without_transformers(monkeypatch):
 def test_step_time_refuses_programs_that_learn_different_things(peers_are_installed):
     unlike = lambda program, order: made_up(program, order, loss=2.0 if program == "ddp" else 3.0)  # noqa: E731
     with pytest.raises(RuntimeError, match="same work"):
-        step_time.measure(Options(quick=True), unlike)
+        step_time.measure(Options(quick=True), by_turns(unlike))
 
 
 def test_first_step_counts_from_the_command_and_starts_alone(peers_are_installed):
@@ -88,7 +106,7 @@ def test_first_step_says_null_without_ray(monkeypatch):
 
 @pytest.mark.parametrize(("quick", "steps", "num_checkpoints"), [(True, 20, 2), (False, 200, 10)])
 def test_checkpoint_separates_time_blocked_from_time_lost(quick, steps, num_checkpoints):
-    figures = flat(checkpoint.measure(Options(quick=quick), made_up).figures)
+    figures = flat(checkpoint.measure(Options(quick=quick), by_turns()).figures)
     assert set(checkpoint.KEYS) <= figures.keys()
     blocked, without = 0.02 * num_checkpoints, 0.09 * steps
     assert figures["blocked_fraction"] == pytest.approx(blocked / (without + blocked))
@@ -98,7 +116,7 @@ def test_checkpoint_separates_time_blocked_from_time_lost(quick, steps, num_chec
 
 def test_checkpoint_refuses_a_run_that_wrote_none():
     with pytest.raises(RuntimeError, match="0 checkpoints"):
-        checkpoint.measure(Options(quick=True), lambda program, order: made_up(program, order, written=False))
+        checkpoint.measure(Options(quick=True), by_turns(functools.partial(made_up, written=False)))
 
 
 def test_gpu_without_one_says_null():

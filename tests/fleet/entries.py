@@ -18,6 +18,23 @@ def standing(place, payload):
     return dict(os.environ), os.getcwd(), list(sys.path)
 
 
+def page_faults(place, payload):
+    """Per round of memory that is taken and given back as a training step does, once all of it was taken before."""
+    import resource
+
+    import torch
+
+    def rounds(number):
+        for _ in range(number):
+            held = [torch.ones(1_000_000) for _ in range(4)]
+            del held
+
+    rounds(3)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    rounds(20)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20
+
+
 def fail(place, payload):
     place.reach_step(7)
     if place.worker == 1:

@@ -1,4 +1,5 @@
 import os
+import platform
 import resource
 import signal
 import sys
@@ -282,3 +283,9 @@ def test_where_forking_is_not_safe_workers_are_spawned_and_it_says_so(agent, mon
     with pytest.raises(WorkerError, match="ValueError: spawned"):
         start(agent, entries.say_spawned, num_workers=1, emit=events.append)
     assert ["spawned" in event.message for event in events] == [True]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_workers_keep_the_memory_that_a_step_gives_back(agent):
+    # 16 MB are 4,000 pages, which the kernel would clear again for every step.
+    assert max(start(agent, entries.page_faults)) < 100

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -86,3 +88,22 @@ def test_the_newest_step_is_a_number_not_a_name(tmp_path):
         (run.checkpoints / f"step-{step:06d}").mkdir(parents=True)
     (run.checkpoints / ".step-2000000.partial").mkdir()
     assert run.newest_step() == 1_000_000
+
+
+def test_two_processes_do_not_train_one_run_and_a_killed_one_lets_go(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path; from konvoi.state.record import Record\n"
+        "with Record(Path(sys.argv[1])).alone():\n    print('held', flush=True); time.sleep(60)"
+    )
+    run = Record(tmp_path / "run")
+    with subprocess.Popen([sys.executable, "-c", program, str(run.folder)], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            with pytest.raises(StateError, match="another process is training this run"), run.alone():
+                pass
+        finally:
+            holder.kill()
+    with run.alone():
+        pass
+    with run.alone():  # and again, in the same process
+        pass

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from typing import Any
 import cloudpickle
 
 from konvoi.errors import StateError, did_you_mean
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 CHECKPOINT = re.compile(r"step-(\d+)$")
 
@@ -40,6 +46,27 @@ class Record:
         """The step of the newest whole checkpoint."""
         whole = whole_checkpoints(self.checkpoints)
         return whole[-1][0] if whole else None
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """In the block no other process trains this run; the kernel lets go when this one ends, however it does.
+
+        Raises: StateError where another one does. On systems without `flock` nothing is held.
+        """
+        if fcntl is None:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(
+                    "another process is training this run",
+                    found=self.folder,
+                    hint="wait until it ends, or start a new run under another --name",
+                ) from None
+            yield
 
     def write(self, job: Mapping[str, Any], plan: Mapping[str, Any], task: bytes) -> None:
         """Describe the run for people (JSON) and for later verbs (`task.pickle`)."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from konvoi.errors import JobError, KonvoiError
+from konvoi.errors import DiskFull, JobError, KonvoiError
 from konvoi.fleet import torchrun
 from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.local import Local, local
@@ -111,7 +111,7 @@ def _train_here(job: Job, plan: Island | None, fleet: Local, keeping: Keeping, a
     ):
         if needed:
             agent.load(module)
-    with _stop_signals() as stop, _Recording(here, task, keeping.sinks) as run:
+    with _stop_signals() as stop, here.alone(), _Recording(here, task, keeping.sinks) as run:
         run.begin(f"local: {num_workers} worker{'s' * (num_workers > 1)} on {fleet.device_kind(machine)}", machine)
         outcomes: list[Outcome] = run_local(
             fleet,
@@ -144,7 +144,9 @@ def _launched(job: Job, plan: Island | None, keeping: Keeping) -> Iterator[tuple
         prepare(job), plan or Island(dp=num_workers), num_workers, here, keeping, again=torchrun.is_restarted()
     )
     kind = devices.kind()
-    with _Recording(here, task, keeping.sinks, is_silent=not torchrun.is_leader()) as run:
+    is_leader = torchrun.is_leader()
+    alone = here.alone() if is_leader else contextlib.nullcontext()
+    with alone, _Recording(here, task, keeping.sinks, is_silent=not is_leader) as run:
         run.begin(f"torchrun: {num_workers} workers on {kind}", devices.describe(kind))
         with torchrun.place(kind, devices.num_cores(), run.emit) as place:
             yield place, task, run
@@ -210,16 +212,20 @@ class _Recording:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        # What went wrong is not hidden by a disk that has no room for its record either.
+        unhidden = contextlib.nullcontext() if error is None else contextlib.suppress(OSError, DiskFull)
         if error is not None and kind is not GeneratorExit:
             message = str(error) if isinstance(error, KonvoiError) else type(error).__name__
             reason = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.emit(
-                RunEnded(reason=reason, step=self.step, seconds=time.perf_counter() - self.began, message=message)
-            )
+            with unhidden:
+                self.emit(
+                    RunEnded(reason=reason, step=self.step, seconds=time.perf_counter() - self.began, message=message)
+                )
         for sink in self.sinks:
             sink.close()
         if not self.is_silent:
-            write_report(self.record.folder)
+            with unhidden:
+                write_report(self.record.folder)
 
 
 def _terminal(_: Path) -> Sink:
