@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_model_names_the_first_differences():
 
 def test_a_step_that_is_left_out_does_nothing_to_the_running_statistics():
     net = Net()
-    buffers = Buffers(single(net, None), is_shared=False, can_undo=True)
+    buffers = Buffers(single(net, None), None, is_shared=False, can_undo=True)
     net(torch.randn(8, 4))
     buffers.after_step(is_finite=True)
     good = {name: buffer.clone() for name, buffer in net.named_buffers()}

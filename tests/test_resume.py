@@ -152,8 +152,11 @@ def reference(agent, tmp_path_factory):
         (kv.Island(fsdp=2), kv.Island(dp=2, fsdp=2)),
         (kv.Island(fsdp=2), kv.Island(dp=3, accumulate=2)),
         (kv.Island(dp=2), kv.Island(dp=4)),
+        (kv.Island(pp=2), kv.Island(dp=2)),
+        (kv.Island(dp=2, pp=2), kv.Island(fsdp=2)),
+        (kv.Island(fsdp=2), kv.Island(pp=2, schedule="gpipe")),
     ],
-    ids=["dp2-1", "dp2-fsdp3", "fsdp2-dp2xfsdp2", "fsdp2-dp3", "dp2-dp4"],
+    ids=["dp2-1", "dp2-fsdp3", "fsdp2-dp2xfsdp2", "fsdp2-dp3", "dp2-dp4", "pp2-dp2", "dp2xpp2-fsdp2", "fsdp2-pp2"],
 )
 def test_a_run_goes_on_in_the_middle_of_an_epoch_on_another_number_of_workers(
     agent, tmp_path, reference, first, second

@@ -10,7 +10,7 @@ import torch
 from konvoi.island import LiveIsland
 from konvoi.job.data.loader import eval_batches
 from konvoi.job.data.tokenizer import load_tokenizer
-from konvoi.job.sampling import continue_tokens
+from konvoi.job.sampling import continue_tokens, logits_of
 from konvoi.plan.split.parts import Parts
 from konvoi.task import Task
 from konvoi.values import Measures
@@ -25,8 +25,8 @@ def held_out(island: LiveIsland, parts: Parts, task: Task) -> dict[str, float]:
     items = eval_batches(
         splits.valid,
         batch=job.global_batch,
-        worker=island.place.worker,
-        num_workers=island.place.num_workers,
+        worker=island.part,
+        num_workers=island.plan.num_parts,
         collate=job.collate,
     )
     if job.validate_batches:
@@ -45,20 +45,29 @@ def held_out(island: LiveIsland, parts: Parts, task: Task) -> dict[str, float]:
     return values
 
 
-def sample(parts: Parts, task: Task) -> str | None:
+def sample(island: LiveIsland, parts: Parts, task: Task) -> str | None:
     """What the model writes after the job's prompt; every worker takes part. None where the job asks for nothing."""
     spec, prompt = task.prepared.splits.spec, task.prepared.job.sample_prompt
     if prompt is None or spec.tokenizer is None or spec.seq_len is None:
         return None
     tokenizer = load_tokenizer(spec.tokenizer)
-    (module,) = parts.modules
-    module.eval()
+
+    def last_logits(ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = island.tell_all_stages(
+            parts.run(lambda module, batch: logits_of(module(batch))[:, -1:], ids)
+        )
+        return found
+
+    for module in parts.modules:
+        module.eval()
     tokens = continue_tokens(
-        module,
+        last_logits,
         tokenizer.encode(prompt) or [tokenizer.end_of_text],
         SAMPLE_TOKENS,
         max_context=spec.seq_len,
         end=tokenizer.end_of_text,
+        device=island.device,
     )
-    module.train()
+    for module in parts.modules:
+        module.train()
     return tokenizer.decode(tokens)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from konvoi.plan.split.materialize import build, materialize
 from konvoi.plan.split.parts import Parts, single
 from konvoi.plan.split.replicate import replicate
 from konvoi.values import MicroBatch, Objective
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,32 +46,61 @@ class LiveIsland:
 
     def __init__(self, place: Place, plan: Island, device: torch.device, mesh: DeviceMesh | None) -> None:
         self.place, self.plan, self.device, self.mesh = place, plan, device, mesh
+        # Which of the batch's parts is this worker's: those of one pipeline read the same.
+        self.part = place.worker % plan.num_parts  # pp is the mesh's outermost axis
+        self.data_group: dist.ProcessGroup | None = None  # workers that read the other parts; None: all
+        if mesh is not None and plan.pp > 1:
+            self.data_group = mesh["dp", "fsdp"]._flatten("data").get_group()
         self.precision = precision(plan.precision)
         self.scale: LossScale | None = None  # set at the first step, or by a checkpoint
 
     # -- the model ----------------------------------------------------------------------------------------------
 
     def split(self, model: Any, objective: Objective, *, seed: int, freeze: Sequence[str] = ()) -> Parts:
-        """Build the model and split it, in the one order: recomputing, compiling, sharding or replicating."""
+        """Build the model and split it, in the one order: pipeline, recomputing, compiling, sharding or replicating."""
         module = build(model, seed, self.device, self.precision.parameters)
         _freeze(module, freeze)
-        if self.plan.checkpoint_activations:
-            blocks.recompute(module)
-        if self.plan.compile:
-            blocks.compile_blocks(module)
-        if self.plan.fsdp > 1:
-            from konvoi.plan.split import fully_shard  # loads DTensor, which takes as long as half of torch
-
-            assert self.mesh is not None
-            mesh = self.mesh["dp", "fsdp"] if self.plan.dp > 1 else self.mesh["fsdp"]
-            parts = fully_shard.shard(module, objective, mesh, self.precision.compute, seed=seed, device=self.device)
-        else:
-            materialize(module, seed, self.device, [("", module)], lambda unit: None)
+        plan, mesh = self.plan, self.mesh
+        if plan.pp == 1:
+            self._settle(module, module, blocks.find_blocks(module), seed)
             parts = single(module, objective)
-            if self.plan.dp > 1:
-                assert self.mesh is not None
-                parts = replicate(parts, self.mesh.get_group("dp"))
+        else:
+            from konvoi.plan.split import pipeline, stages  # loads torch's pipelining
+
+            assert mesh is not None
+            mine, tied = stages.cut_up(module, mesh.get_local_rank("pp"), plan.pp, plan.schedule)
+            for stage in mine:
+                own = [(name, stage.module.get_submodule(name)) for name in stage.blocks]
+                self._settle(stage.module, stage, own, seed)
+            parts = pipeline.pipelined(mine, tied, objective, mesh, plan.schedule)
+        if plan.fsdp > 1:
+            from konvoi.plan.split import fully_shard
+
+            assert mesh is not None
+            parts = fully_shard.sharded(parts, mesh, self.data_group)
+        elif plan.dp > 1:
+            assert mesh is not None
+            parts = replicate(parts, mesh.get_group("dp"))
+        if plan.pp > 1:
+            assert mesh is not None
+            parts = pipeline.shared_by_all_stages(parts, mesh.get_group("pp"))
         return parts
+
+    def _settle(self, module: nn.Module, root: nn.Module, units: list[tuple[str, nn.Module]], seed: int) -> None:
+        """Recompute, compile, fill in and shard what this worker holds. `root` is the module, or wraps it."""
+        repeated = [block for _, block in units]
+        if self.plan.checkpoint_activations:
+            blocks.recompute(repeated)
+        if self.plan.compile:
+            blocks.compile_blocks(repeated or [module])
+        if self.plan.fsdp == 1:
+            materialize(module, seed, self.device, [("", module)], lambda unit: None)
+            return
+        from konvoi.plan.split import fully_shard  # loads DTensor, which takes as long as half of torch
+
+        assert self.mesh is not None
+        mesh = self.mesh["dp", "fsdp"] if self.plan.dp > 1 else self.mesh["fsdp"]
+        fully_shard.shard(module, root, units, mesh, self.precision.compute, seed=seed, device=self.device)
 
     # -- a step -------------------------------------------------------------------------------------------------
 
@@ -120,18 +151,41 @@ class LiveIsland:
     def sums(self, parts: Parts, items: Iterator[MicroBatch], measure: Any) -> dict[str, float]:
         """`measure(module, batch) -> {name: sum}` added up over all batches and workers, without gradients."""
         total: dict[str, Tensor] = {}
-        (module,) = parts.modules
-        module.eval()
+        for module in parts.modules:
+            module.eval()
         with torch.no_grad(), self.precision.autocast(self.device) if self.plan.fsdp == 1 else contextlib.nullcontext():
             for item in items:
-                for name, value in measure(module, item.batch).items():
+                for name, value in (parts.run(measure, item.batch) or {}).items():
                     value = value.detach().double() if value.device.type == "cpu" else value.detach().float()
                     total[name] = total.get(name, 0.0) + (value if item.counts else value * 0.0)
-        module.train()
-        row = torch.stack(list(total.values()))
-        if self.mesh is not None:
-            dist.all_reduce(row)
-        return dict(zip(total, row.tolist(), strict=True))
+        for module in parts.modules:
+            module.train()
+        found: dict[str, float] = {}
+        if total:
+            row = torch.stack(list(total.values()))
+            if self.mesh is not None:
+                dist.all_reduce(row, group=self.data_group)
+            found = dict(zip(total, row.tolist(), strict=True))
+        return self.tell_all_stages(found)
+
+    def tell_all_stages(self, value: T) -> T:
+        """What the worker with a pipeline's last stage has; the value itself where there is no pipeline."""
+        if self.plan.pp == 1:
+            return value
+        assert self.mesh is not None
+        told = [value]
+        last = 0 if self.plan.schedule == "zbv" else self.plan.pp - 1
+        dist.broadcast_object_list(told, group=self.mesh.get_group("pp"), group_src=last)
+        return told[0]
+
+    def of_all_stages(self, own: Mapping[str, T]) -> dict[str, T]:
+        """What the stages of a pipeline hold by name, together. Slow; for set-up."""
+        if self.plan.pp == 1:
+            return dict(own)
+        assert self.mesh is not None
+        found: list[Any] = [None] * self.plan.pp
+        dist.all_gather_object(found, dict(own), group=self.mesh.get_group("pp"))
+        return {name: value for one in found for name, value in one.items()}
 
     def to_device(self, micro: MicroBatch) -> MicroBatch:
         """On this worker's device; floating-point inputs in float64 where everything is."""
@@ -152,7 +206,7 @@ class LiveIsland:
     def _suited_scale(self, micro: Sequence[MicroBatch]) -> LossScale:
         """About 1 / weight, so that summed gradients stay in range; a power of two, so that it changes no digit."""
         rows = max((t.numel() for item in micro for t in _tensors(item.batch)), default=1)
-        count = torch.tensor([float(rows * len(micro) * self.place.num_workers)], device=self.device)
+        count = torch.tensor([float(rows * len(micro) * self.plan.num_parts)], device=self.device)
         if self.mesh is not None:
             dist.all_reduce(count, op=dist.ReduceOp.MAX)
         suited = 2.0 ** -math.ceil(math.log2(count.item()))
@@ -171,7 +225,8 @@ def enter(place: Place, plan: Island) -> Iterator[LiveIsland]:
         return
     _join(place)
     try:
-        mesh = init_device_mesh(place.device_kind, (plan.dp, plan.fsdp), mesh_dim_names=("dp", "fsdp"))
+        axes = {"pp": plan.pp, "dp": plan.dp, "fsdp": plan.fsdp}
+        mesh = init_device_mesh(place.device_kind, tuple(axes.values()), mesh_dim_names=tuple(axes))
         yield LiveIsland(place, plan, device, mesh)
     finally:
         dist.destroy_process_group()

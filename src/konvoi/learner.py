@@ -39,6 +39,7 @@ class Learner:
     def step(self) -> None:
         for optimizer in self.optimizers:
             optimizer.step()
+        self.parts.refresh()
         if self.job.ema:
             with torch.no_grad():
                 new = [local(self.parameters[name]) for name in self.average]
@@ -60,6 +61,7 @@ class Learner:
                 held = mine.clone()
                 mine.copy_(other)
                 other.copy_(held)
+        self.parts.refresh()
 
     # -- state by name --------------------------------------------------------------------------------------------
 
@@ -108,9 +110,6 @@ class Learner:
             notes.append("the checkpoint holds no averaged weights: the average begins at the present ones")
         return notes
 
-    def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters.values())
-
 
 def check_same_model(found: dict[str, list[int]], expected: dict[str, list[int]]) -> None:
     """Raises: CheckpointMismatch, with the first differences by name."""
@@ -136,12 +135,14 @@ def shapes_of(module: nn.Module) -> dict[str, list[int]]:
 
 
 class Buffers:
-    """Running statistics and the like, which the forward pass changes. Worker 0's hold on every worker, as under DDP.
+    """Running statistics and the like, which the forward pass changes. The first worker's of a group hold on all of it,
+    as under DDP.
 
     They are seen through their modules, as some replace a buffer instead of writing into it.
     """
 
-    def __init__(self, parts: Parts, *, is_shared: bool, can_undo: bool) -> None:
+    def __init__(self, parts: Parts, group: dist.ProcessGroup | None, *, is_shared: bool, can_undo: bool) -> None:
+        self.group = group
         self.owners: list[tuple[dict[str, Tensor | None], str]] = []
         names = {name for name, _ in parts.named_buffers()}
         for prefix, module in zip(parts.names, parts.modules, strict=True):
@@ -166,13 +167,13 @@ class Buffers:
             return
         if self.is_shared:
             for dtype in dict.fromkeys(buffer.dtype for buffer in present):
-                _broadcast([buffer for buffer in present if buffer.dtype == dtype])
+                _broadcast([buffer for buffer in present if buffer.dtype == dtype], self.group)
         if self.good is not None:
             torch._foreach_copy_(self.good, present)
 
 
-def _broadcast(tensors: list[Tensor]) -> None:
+def _broadcast(tensors: list[Tensor], group: dist.ProcessGroup | None) -> None:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.broadcast(flat, src=0)
+    dist.broadcast(flat, group=group, group_src=0)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

@@ -51,8 +51,15 @@ class OwnLoop:
         `objective` is `(model, batch) -> (loss_sum, weight)`; None takes `model(**batch).loss`, a mean, as the models
         of transformers return it.
 
-        Raises: JobError for an optimizer that has taken steps, or holds parameters that are not the model's.
+        Raises: PlanError for a pipeline; JobError for an optimizer that has taken steps, or holds parameters that are
+        not the model's.
         """
+        if self._island.plan.pp > 1:
+            raise PlanError(
+                "a program with its own loop cannot be split into stages yet",
+                found=f"pp={self._island.plan.pp}",
+                hint="konvoi.train runs pipelines; here, dp and fsdp",
+            )
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         names = _names_in_groups(model, optimizers)
         self._copy_from_first(model)

@@ -42,11 +42,13 @@ class Session:
         for module in self.parts.modules:
             module.train()  # some arrive in evaluation mode, as those of transformers do
         self.learner = Learner(self.job, self.parts, task.prepared.num_steps)
+        self.shapes = island.of_all_stages(self.learner.shapes())
         self.checkpoints = checkpoint.Checkpoints(
             task.folder / "checkpoints",
             keep=task.keep,
             worker=island.place.worker,
             num_workers=island.place.num_workers,
+            share=(island.part, task.plan.num_parts),
             on_saved=self._on_saved,
         )
         self.saved_step, self.evaluated_step, self.best_step = 0, -1, -1
@@ -57,11 +59,13 @@ class Session:
         self.was_over = self._is_over()
         self.buffers = Buffers(
             self.parts,
-            is_shared=island.mesh is not None,
+            island.data_group,
+            is_shared=task.plan.num_parts > 1,
             can_undo=self.job.on_nonfinite == "skip" or island.scale_is_dynamic,
         )
         self.profiler: torch.profiler.profile | None = None
-        self.emit(Ready(num_parameters=self.learner.num_parameters(), seconds=time.perf_counter() - begin))
+        sizes = island.of_all_stages({name: p.numel() for name, p in self.learner.parameters.items()})
+        self.emit(Ready(num_parameters=sum(sizes.values()), seconds=time.perf_counter() - begin))
 
     def __enter__(self) -> Session:
         return self
@@ -98,13 +102,13 @@ class Session:
                 yield step, micro, waited
 
     def _batches(self) -> Any:
-        place, job = self.island.place, self.job
+        plan, job = self.task.plan, self.job
         common: dict[str, Any] = {
             "seed": job.seed,
             "global_batch": job.global_batch,
-            "worker": place.worker,
-            "num_workers": place.num_workers,
-            "accumulate": self.task.plan.accumulate,
+            "worker": self.island.part,
+            "num_workers": plan.num_parts,
+            "accumulate": plan.num_micro_batches(job.global_batch),
             "start_step": self.start,
             "collate": job.collate,
             "pin_memory": self.island.device.type != devices.CPU,
@@ -171,7 +175,7 @@ class Session:
         begin = time.perf_counter()
         with self.learner.averaged():
             values = held_out(self.island, self.parts, self.task)
-            text = sample(self.parts, self.task)
+            text = sample(self.island, self.parts, self.task)
         is_best = values["loss"] < self.best_loss
         if is_best:
             self.best_loss, self.best_step, self.num_worse = values["loss"], step, 0
@@ -191,7 +195,7 @@ class Session:
         facts = {
             "step": step,
             "plan": self.task.plan.describe(),
-            "shapes": self.learner.shapes(),
+            "shapes": self.shapes,
             "order": order(self.task.prepared),
             "stream": packed(self.stream.state_dict()) if self.stream is not None and self.is_leader else None,
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
@@ -223,11 +227,12 @@ class Session:
             return 0
         step, path = newest
         facts = checkpoint.facts_of(path)
-        check_same_model(facts["shapes"], self.learner.shapes())
+        check_same_model(facts["shapes"], self.shapes)
         from konvoi.state import shards  # loads DCP, which only resuming needs at once
 
         self.learner.allocate()
         missing = shards.read(path, self.learner.tensors(), num_workers=self.island.place.num_workers)
+        self.parts.refresh()
         for note in (*self.learner.begin_anew(missing), *changes(facts["order"], order(self.task.prepared))):
             self.emit(Warned(message=f"resuming from step {step}: {note}"))
         self.best_loss = facts["best_loss"] if facts["best_loss"] is not None else math.inf

@@ -8,7 +8,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from konvoi.island import LiveIsland
 from konvoi.learner import Learner
-from konvoi.plan.split import fully_shard, materialize, parts, replicate
+from konvoi.plan.split import fully_shard, materialize, parts, pipeline, replicate, stages
 from konvoi.proof import trace
 
 
@@ -48,10 +48,10 @@ def mean_of_means(place, payload):
 
 
 def clip_per_shard(place, payload):
-    """The norm of this worker's shard is taken for the model's."""
+    """The norm of this worker's shard, or of its stages, is taken for the model's."""
 
     def split(self, *args, **kwargs):
-        return dataclasses.replace(original(self, *args, **kwargs), norm_group=None)
+        return dataclasses.replace(original(self, *args, **kwargs), norm_groups=())
 
     original = LiveIsland.split
     with patch.object(LiveIsland, "split", split):
@@ -155,6 +155,41 @@ def samples_read_twice(place, payload):
 
     with patch("konvoi.proof.steps.Batches", lambda data, **fields: Batches(data, **fields | {"worker": 0})):
         return trace(place, (found, plan))
+
+
+def wrong_micro_batch(place, payload):
+    """The last stage takes the labels of the micro-batch before."""
+
+    def forward(self, state, number):
+        return original(self, state, (number - 1).clamp(min=0) if self.is_last else number)
+
+    original = stages.Stage.forward
+    with patch.object(stages.Stage, "forward", forward):
+        return trace(place, payload)
+
+
+def copys_gradient_dropped(place, payload):
+    """What the last stage does with a tied weight does not reach its owner."""
+    with patch.object(pipeline.Copies, "add_gradients", lambda self: None):
+        return trace(place, payload)
+
+
+def copy_out_of_date(place, payload):
+    """The last stage keeps a tied weight as it was."""
+    with patch.object(pipeline.Copies, "refresh", lambda self: None):
+        return trace(place, payload)
+
+
+def copy_counted_twice(place, payload):
+    """A tied weight's gradient goes into the norm on both of its stages, and is trained on both."""
+
+    def init(self, *args):
+        original(self, *args)
+        self.names.clear()
+
+    original = pipeline.Copies.__init__
+    with patch.object(pipeline.Copies, "__init__", init):
+        return trace(place, payload)
 
 
 def _with_seed(seed):

@@ -2,11 +2,18 @@
 
 import pytest
 
+from konvoi.plan.island import TWO_STAGES
 from konvoi.proof import is_a_fair_test, rows
 
 ROWS = rows(4)
-# A row that compiles takes seconds; those of the GPT take as many again on a busy machine.
-MARKED = [pytest.param(row, marks=pytest.mark.slow) if row.plan.compile and row.case == "gpt" else row for row in ROWS]
+# A row that compiles takes seconds, those of the GPT as many again on a busy machine; and two stages that recompute.
+SLOW = [
+    row
+    for row in ROWS
+    if (row.plan.compile and row.case.startswith("gpt"))
+    or (row.plan.checkpoint_activations and row.plan.schedule in TWO_STAGES)
+]
+MARKED = [pytest.param(row, marks=pytest.mark.slow) if row in SLOW else row for row in ROWS]
 CASES = {(row.case, row.changes): row for row in ROWS if row.plan.precision == "fp64"}
 
 

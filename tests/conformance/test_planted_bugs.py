@@ -30,6 +30,13 @@ BUGS = [
     (planted.scale_not_undone, _row("gpt", fsdp=2)),
     (planted.weights_differ_between_workers, _row("gpt", dp=2)),
     (planted.samples_read_twice, _row("gpt", dp=2)),
+    (planted.clip_per_shard, _row("gpt deep", pp=2)),
+    (planted.wrong_micro_batch, _row("gpt deep", pp=2)),
+    (planted.wrong_micro_batch, _row("gpt deep", pp=2, schedule="zbv")),
+    (planted.copys_gradient_dropped, _row("gpt deep tied", pp=2)),
+    (planted.copy_out_of_date, _row("gpt deep tied", pp=2)),
+    (planted.copy_counted_twice, _row("gpt deep tied", pp=2)),
+    (planted.weights_differ_between_workers, _row("gpt deep", dp=2, pp=2)),
 ]
 
 

@@ -18,7 +18,7 @@ def test_a_description_names_what_differs_from_the_default():
     assert Island(fsdp=2, precision="bf16").describe() == {"fsdp": 2, "precision": "bf16"}
 
 
-@pytest.mark.parametrize("field", ["dp", "fsdp", "accumulate"])
+@pytest.mark.parametrize("field", ["dp", "fsdp", "pp", "accumulate"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "2", True, None])
 def test_an_axis_is_a_whole_number_of_at_least_one(field, value):
     with pytest.raises(PlanError, match=f"{field} is a number of at least 1") as caught:
@@ -94,3 +94,55 @@ def test_fewer_samples_than_workers_is_refused():
     with pytest.raises(PlanError, match="fewer samples than workers") as caught:
         Island(dp=4).check(num_workers=4, global_batch=4, num_samples=3)
     assert caught.value.found == "3 samples, 4 workers"
+
+
+def check(plan, batch=16):
+    plan.check(num_workers=plan.num_workers, global_batch=batch, num_samples=None)
+
+
+def test_a_misspelt_schedule_gets_the_nearest():
+    with pytest.raises(PlanError, match="unknown schedule") as caught:
+        Island(pp=2, schedule="1fb1")
+    assert "1f1b" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("plan", "number"),
+    [
+        (Island(pp=2), 8),
+        (Island(pp=2, dp=2), 8),
+        (Island(pp=2, accumulate=4), 4),
+        (Island(pp=2, schedule="interleaved"), 16),
+        (Island(pp=3), 8),
+        (Island(accumulate=3), 3),
+    ],
+    ids=lambda value: str(value.describe()) if isinstance(value, Island) else None,
+)
+def test_the_number_of_micro_batches_follows_from_the_batch(plan, number):
+    assert plan.num_micro_batches(16) == number
+    if plan.pp > 1:
+        check(plan)
+
+
+@pytest.mark.parametrize(
+    ("plan", "batch", "message", "told"),
+    [
+        (Island(pp=4), 3, "too few micro-batches", "3 for 4 stages: it would idle 50% of the time"),
+        (Island(pp=2, accumulate=3), 16, "one size", "a global batch of 16 for 1 x 3 micro-batches"),
+        (Island(pp=2, dp=3), 16, "one size", "a global batch of 16 for 3 x 5 micro-batches"),
+        (Island(pp=2, fsdp=2, schedule="zbv"), 16, "wrong gradients", "schedule=zbv, fsdp=2"),
+        (Island(pp=2, accumulate=5, schedule="interleaved"), 15, "whole rounds", "5 micro-batches for pp=2"),
+    ],
+    ids=lambda value: str(value.describe()) if isinstance(value, Island) else None,
+)
+def test_a_pipeline_that_cannot_be_is_refused_with_the_numbers(plan, batch, message, told):
+    with pytest.raises(PlanError, match=message) as caught:
+        check(plan, batch)
+    assert caught.value.found == told
+    assert caught.value.hint
+
+
+def test_the_hint_for_uneven_micro_batches_is_a_batch_that_fits():
+    with pytest.raises(PlanError) as caught:
+        check(Island(pp=2, accumulate=3), 16)
+    check(Island(pp=2, accumulate=3), int(caught.value.hint.removeprefix("global_batch=")))

@@ -18,7 +18,7 @@ def make(tmp_path):
 
     def one(keep=2):
         said = []
-        one = Checkpoints(tmp_path, keep=keep, worker=0, num_workers=1, on_saved=said.append)
+        one = Checkpoints(tmp_path, keep=keep, worker=0, num_workers=1, share=(0, 1), on_saved=said.append)
         made.append(one)
         return one, said
 

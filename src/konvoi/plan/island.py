@@ -8,17 +8,22 @@ from typing import Any
 
 from konvoi.errors import PlanError, did_you_mean
 
+AXES = ("dp", "fsdp", "pp")
+SCHEDULES = ("1f1b", "gpipe", "interleaved", "zbv")
+TWO_STAGES = ("interleaved", "zbv")  # a worker holds two
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Island:
-    """How one island splits its work. `dp * fsdp` workers; each axis left at 1 is absent.
+    """How one island splits its work. `dp * fsdp * pp` workers; each axis left at 1 is absent.
 
     - `dp`: the batch is split, every worker holds the whole model (data parallel).
     - `fsdp`: the batch is split, parameters, gradients and optimizer state too (ZeRO stage 3, arXiv 1910.02054;
       torch's FSDP2). `dp` with `fsdp` is HSDP: sharded inside a group, replicated between groups. With `fsdp=1` a
       single worker holds everything.
+    - `pp`: the model's repeated blocks are split into stages, through which micro-batches flow (pipeline parallel).
+    - `schedule`: of a pipeline: "gpipe", "1f1b", or with two stages a worker "interleaved", "zbv" (zero bubble).
     - `accumulate`: forward and backward passes per optimizer step; the global batch belongs to the job and stays.
     - `precision`: of the forward and backward pass; parameters, gradients' sums and optimizer state stay in fp32
       ("fp64": everything in float64). fp16 scales the loss (arXiv 1710.03740, section 3.2).
@@ -31,13 +36,15 @@ class Island:
 
     dp: int = 1
     fsdp: int = 1
+    pp: int = 1
+    schedule: str = "1f1b"
     accumulate: int = 1
     precision: str = "fp32"
     checkpoint_activations: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dp", "fsdp", "accumulate"):
+        for name in ("dp", "fsdp", "pp", "accumulate"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise PlanError(f"{name} is a number of at least 1", found=repr(value))
@@ -45,10 +52,33 @@ class Island:
             raise PlanError(
                 "unknown precision", found=repr(self.precision), hint=did_you_mean(str(self.precision), PRECISIONS)
             )
+        if self.schedule not in SCHEDULES:
+            raise PlanError(
+                "unknown schedule", found=repr(self.schedule), hint=did_you_mean(str(self.schedule), SCHEDULES)
+            )
 
     @property
     def num_workers(self) -> int:
+        return self.num_parts * self.pp
+
+    @property
+    def num_parts(self) -> int:
+        """Into how many parts a batch is cut: the workers of one pipeline share theirs."""
         return self.dp * self.fsdp
+
+    @property
+    def num_stages(self) -> int:
+        return self.pp * (2 if self.schedule in TWO_STAGES else 1)
+
+    def num_micro_batches(self, global_batch: int) -> int:
+        """Forward and backward passes per step. Under pp and unless `accumulate` says it: the most, up to four a
+        stage, that cut a worker's part evenly; the pipeline then idles a share (pp - 1) / (number + pp - 1).
+        """
+        if self.pp == 1 or self.accumulate > 1:
+            return self.accumulate
+        part = global_batch // self.num_parts
+        step = self.pp if self.schedule == "interleaved" else 1  # whole rounds
+        return next((n for n in range(min(part, 4 * self.num_stages), 0, -1) if part % n == 0 and n % step == 0), 1)
 
     def describe(self) -> dict[str, Any]:
         """The fields that differ from their defaults; `{"dp": 1}` for a single worker."""
@@ -60,28 +90,60 @@ class Island:
     def check(self, *, num_workers: int, global_batch: int, num_samples: int | None) -> None:
         """Everything about this plan that can be known before a worker starts. Raises: PlanError."""
         if self.num_workers != num_workers:
+            axes = " x ".join(f"{name}={getattr(self, name)}" for name in AXES if name != "pp" or self.pp > 1)
             raise PlanError(
                 "the plan and the fleet differ in size",
-                found=f"dp={self.dp} x fsdp={self.fsdp} = {self.num_workers} workers on a fleet of {num_workers}",
+                found=f"{axes} = {self.num_workers} workers on a fleet of {num_workers}",
                 hint=f"plan for {num_workers}, e.g. dp={num_workers}, or ask the fleet for {self.num_workers} workers",
             )
-        forwards = self.num_workers * self.accumulate
+        forwards = self.num_parts * self.accumulate
         if global_batch < forwards:
             raise PlanError(
                 "the global batch has too few samples for this plan",
-                found=f"{global_batch} samples for {self.num_workers} workers x {self.accumulate} forward passes",
+                found=f"{global_batch} samples for {self.num_parts} workers x {self.accumulate} forward passes",
                 expected=f"at least {forwards}, one a pass",
                 hint=f"global_batch={forwards} on the job, or fewer workers",
             )
-        if num_samples is not None and num_samples < self.num_workers:
-            raise PlanError("fewer samples than workers", found=f"{num_samples} samples, {self.num_workers} workers")
+        if num_samples is not None and num_samples < self.num_parts:
+            raise PlanError("fewer samples than workers", found=f"{num_samples} samples, {self.num_parts} workers")
+        if self.pp > 1:
+            self._check_pipeline(global_batch)
+
+    def _check_pipeline(self, global_batch: int) -> None:
+        if self.schedule == "zbv" and self.fsdp > 1:
+            raise PlanError(
+                "a zero-bubble schedule with fsdp would compute wrong gradients (torch 2.13)",
+                found=f"schedule=zbv, fsdp={self.fsdp}",
+                hint="schedule=interleaved with fsdp, or zbv with dp",
+            )
+        number = self.num_micro_batches(global_batch)
+        if global_batch % (self.num_parts * number):
+            raise PlanError(
+                "a pipeline's micro-batches must be of one size",
+                found=f"a global batch of {global_batch} for {self.num_parts} x {number} micro-batches",
+                hint=f"global_batch={-(-global_batch // (self.num_parts * number)) * self.num_parts * number}",
+            )
+        if self.schedule == "interleaved" and number % self.pp:
+            raise PlanError(
+                "an interleaved schedule takes whole rounds of micro-batches",
+                found=f"{number} micro-batches for pp={self.pp}",
+                hint=f"accumulate={-(-number // self.pp) * self.pp}, or schedule=1f1b",
+            )
+        if number < self.num_stages:
+            bubble = (self.pp - 1) / (number + self.pp - 1)
+            raise PlanError(
+                "too few micro-batches for this pipeline",
+                found=f"{number} for {self.num_stages} stages: it would idle {bubble:.0%} of the time",
+                expected=f"at least {self.num_stages}",
+                hint=f"global_batch={self.num_parts * 4 * self.num_stages} on the job, or fewer stages",
+            )
 
 
 def parse(text: str) -> Island:
     """A plan from the command line: `dp=2,fsdp=2,precision=bf16,compile`. Raises: PlanError.
 
-    >>> parse("dp=2,accumulate=4")
-    Island(dp=2, fsdp=1, accumulate=4, precision='fp32', checkpoint_activations=False, compile=False)
+    >>> parse("dp=2,accumulate=4") == Island(dp=2, accumulate=4)
+    True
     """
     kinds = {f.name: type(f.default) for f in dataclasses.fields(Island)}
     values: dict[str, Any] = {}

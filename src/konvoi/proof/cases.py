@@ -97,7 +97,7 @@ class Case:
         return self.job.steps or 0
 
 
-CASES = ("gpt", "gpt ragged", "gpt tied", "cnn", "mlp", "callable", "instance")
+CASES = ("gpt", "gpt ragged", "gpt tied", "gpt deep", "gpt deep tied", "cnn", "mlp", "callable", "instance")
 
 
 def case(name: str, **changes: Any) -> Case:
@@ -108,6 +108,9 @@ def case(name: str, **changes: Any) -> Case:
         "gpt": (gpt, Tokens(), text),
         "gpt ragged": (gpt, Tokens(ragged=True), text),
         "gpt tied": (dataclasses.replace(gpt, tie_embeddings=True), Tokens(), text),
+        # Five blocks: no number of stages divides them.
+        "gpt deep": (dataclasses.replace(gpt, depth=5), Tokens(ragged=True), text),
+        "gpt deep tied": (dataclasses.replace(gpt, depth=5, tie_embeddings=True), Tokens(), text),
         "cnn": (models.cnn(depth=2, channels=8, input_shape=(1, 8, 8), num_outputs=4), Images(), images),
         "mlp": (models.mlp((16, 16), input_shape=(1, 8, 8), num_outputs=4), Images(), images),
         "callable": (Plain, Images(), images),

@@ -44,9 +44,9 @@ def trace(place: Place, payload: tuple[Case, Island]) -> Trace:
             job.data,
             seed=job.seed,
             global_batch=job.global_batch,
-            worker=place.worker,
-            num_workers=place.num_workers,
-            accumulate=plan.accumulate,
+            worker=island.part,
+            num_workers=plan.num_parts,
+            accumulate=plan.num_micro_batches(job.global_batch),
         )
         for step, micro in zip(range(1, found.steps + 1), batches, strict=False):
             learner.lr(step)
@@ -59,13 +59,14 @@ def trace(place: Place, payload: tuple[Case, Island]) -> Trace:
             norms.append(gradient.norm)
         weights = {name: _whole(p.detach()) for name, p in learner.parameters.items()}
         weights |= {f"ema.{name}": _whole(tensor) for name, tensor in learner.average.items()}
+        gradients, weights = island.of_all_stages(gradients), island.of_all_stages(weights)
         return Trace(losses, norms, gradients, weights, [_held_out(island, parts, found)])
 
 
 def _held_out(island: LiveIsland, parts: Parts, found: Case) -> float:
-    place, job = island.place, found.job
+    job = found.job
     # More than one batch, the last with fewer samples than some plans have workers.
-    items = eval_batches(job.data, batch=8, worker=place.worker, num_workers=place.num_workers)
+    items = eval_batches(job.data, batch=8, worker=island.part, num_workers=island.plan.num_parts)
 
     def measure(module: nn.Module, batch: Any) -> dict[str, Tensor]:
         return dict(zip(("loss", "weight"), job.objective(module, batch), strict=True))

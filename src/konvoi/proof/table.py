@@ -9,7 +9,7 @@ from typing import Any
 
 from konvoi.fleet.pool import Pool
 from konvoi.job import optimizers
-from konvoi.plan.island import Island
+from konvoi.plan.island import SCHEDULES, Island
 from konvoi.proof.cases import Case, case
 from konvoi.proof.steps import Trace, differences, trace
 
@@ -73,10 +73,32 @@ def rows(max_workers: int = 4, *, compiled: bool = True) -> list[Row]:
     splits = (dp, fsdp, _plan(dp=2, fsdp=2), _plan(dp=4, accumulate=2), _plan(fsdp=3))
     table += [Row("gpt", _but(plan, precision="fp32"), (), FP32, only_losses=True) for plan in splits]
     table += [Row("gpt", _but(plan, precision="bf16"), (), BF16, only_losses=True) for plan in (one, *splits[:3])]
+    table += _pipelines()
     if compiled:
+        pipelines = _plan(pp=2, schedule="zbv"), _plan(fsdp=2, pp=2)
+        table += [Row("gpt deep", _but(plan, compile=True)) for plan in pipelines]
         table += [Row(name, _but(plan, compile=True)) for name in ("callable", "gpt") for plan in both]
         table += [Row("callable", _but(fsdp, compile=True, checkpoint_activations=True))]
     return [row for row in table if row.plan.num_workers <= max_workers]
+
+
+def _pipelines() -> list[Row]:
+    two = [_plan(pp=2, schedule=schedule) for schedule in SCHEDULES]
+    table = [Row("gpt deep", plan) for plan in two]
+    table += [Row("gpt deep", _plan(pp=n, schedule=schedule)) for n in (3, 4) for schedule in ("1f1b", "gpipe")]
+    table += [Row("gpt deep tied", plan) for plan in two]
+    table += [Row(name, _plan(pp=2)) for name in ("gpt ragged", "gpt tied", "cnn", "mlp", "instance")]
+    table += [Row("gpt deep", _but(plan, checkpoint_activations=True)) for plan in two]
+    hybrids = [_plan(dp=2, pp=2), _plan(fsdp=2, pp=2), _plan(fsdp=2, pp=2, schedule="interleaved")]
+    hybrids += [_plan(dp=2, pp=2, schedule="zbv")]
+    table += [Row(name, plan) for plan in hybrids for name in ("gpt deep", "gpt deep tied")]
+    table += [Row("gpt deep", plan, (("freeze", ("embed*", "blocks.0.*")),)) for plan in (two[0], hybrids[1])]
+    table += [Row("gpt deep", two[0], (("ema", 0.9),)), Row("gpt deep", _but(two[0], accumulate=4))]
+    table += [Row("gpt deep", _but(two[0], precision="fp32"), (), FP32, only_losses=True)]
+    table += [
+        Row("gpt ragged", _but(plan, precision="bf16"), (), BF16, only_losses=True) for plan in (two[0], hybrids[1])
+    ]
+    return table
 
 
 def _plan(**fields: Any) -> Island:

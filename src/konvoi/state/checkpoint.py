@@ -70,9 +70,17 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, *, keep: int, worker: int, num_workers: int, on_saved: Callable[[Saved], None]
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        worker: int,
+        num_workers: int,
+        share: tuple[int, int],
+        on_saved: Callable[[Saved], None],
     ) -> None:
         self.folder, self.keep, self.worker, self.num_workers = folder, keep, worker, num_workers
+        self.share = share  # which worker of how many that hold the same
         self.on_saved = on_saved
         self.best_step: int | None = None
         self.copies: Copies | None = None
@@ -130,7 +138,7 @@ class Checkpoints:
     def _copies(self) -> Copies:
         from konvoi.state.shards import Copies
 
-        self.copies = self.copies or Copies(self.worker, self.num_workers)
+        self.copies = self.copies or Copies(*self.share)
         return self.copies
 
     def _write(self, step: int, copy: dict[str, Any], facts: dict[str, Any], blocked_s: float) -> None:

@@ -158,6 +158,10 @@ def _checked(
     """The task, with everything about it checked that can be. Raises: PlanError, CheckpointMismatch."""
     job = prepared.job
     plan.check(num_workers=num_workers, global_batch=job.global_batch, num_samples=prepared.num_samples)
+    if plan.pp > 1:
+        from konvoi.plan.split import stages  # loads torch
+
+        stages.check(job.model, plan.pp, plan.schedule)
     if keeping.resume and here.newest_step() is not None:
         from konvoi.trained import check_resumable  # loads torch
 

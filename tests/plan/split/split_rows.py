@@ -79,9 +79,9 @@ def num_graphs(place, payload):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     if is_recomputed:
-        blocks.recompute(module)
+        blocks.recompute(list(module))
     with patch.object(torch, "compile", functools.partial(torch.compile, backend="aot_eager")):  # inductor takes long
-        blocks.compile_blocks(module)
+        blocks.compile_blocks(list(module))
     found = _gradients(module, inputs)
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, expected, strict=True))
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -7,7 +7,8 @@ from konvoi.errors import JobError, PlanError
 from konvoi.job import models
 from konvoi.plan.island import Island
 from konvoi.plan.split import materialize
-from konvoi.plan.split.fully_shard import check_ties, units
+from konvoi.plan.split.blocks import find_blocks
+from konvoi.plan.split.fully_shard import check_ties
 from konvoi.plan.split.parts import find_ties
 from konvoi.proof.cases import instance
 from tests.plan.split import split_rows
@@ -53,13 +54,13 @@ def test_blocks_of_one_shape_begin_with_different_weights():
 def test_only_one_unit_is_whole_at_a_time():
     """What is sharded is put back on meta here, so that whatever is real is whole."""
     module = materialize.build(GPT, 0, CPU, torch.float32)
-    sizes, most = {name: _size(unit) for name, unit in units(module)}, []
+    sizes, most = {name: _size(unit) for name, unit in [*find_blocks(module), ("", module)]}, []
 
     def shard(unit):
         most.append(sum(p.numel() for p in module.parameters() if not p.is_meta))
         unit.to("meta")
 
-    materialize.materialize(module, 0, CPU, units(module), shard)
+    materialize.materialize(module, 0, CPU, [*find_blocks(module), ("", module)], shard)
     blocks = [size for name, size in sizes.items() if name]
     assert most == [*blocks, sizes[""] - sum(blocks)]
 

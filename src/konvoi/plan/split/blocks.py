@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,17 +38,17 @@ def find_blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def recompute(module: nn.Module) -> None:
+def recompute(blocks: Sequence[nn.Module]) -> None:
     """Recompute each block's inside during the backward pass (arXiv 1604.06174). Names of parameters stay."""
-    for _, block in find_blocks(module):
+    for block in blocks:
         # The block's forward is replaced rather than the block wrapped: a wrapper would change every parameter's name.
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def compile_blocks(module: nn.Module) -> None:
+def compile_blocks(blocks: Sequence[nn.Module]) -> None:
     """torch.compile each block in place: one compilation serves them all, as they are of one class."""
     compiled = torch.compile(_call)
-    for _, block in find_blocks(module) or [("", module)]:
+    for block in blocks:
         # Not `block.compile()`: it skips, in silence, blocks of torch's own classes (nn.Sequential,
         # nn.TransformerEncoderLayer) and those that are recomputed.
         block.forward = functools.partial(compiled, block.forward)

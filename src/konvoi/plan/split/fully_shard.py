@@ -15,10 +15,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.fsdp import fully_shard as torch_fully_shard
 
 from konvoi.errors import PlanError
-from konvoi.plan.split.blocks import find_blocks
 from konvoi.plan.split.materialize import materialize
-from konvoi.plan.split.parts import Parts, Tie, find_ties, run_micro_batches, single
-from konvoi.values import Objective
+from konvoi.plan.split.parts import Parts, Tie, find_ties, run_micro_batches
 
 
 def shard_unit(module: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None) -> None:
@@ -49,55 +47,60 @@ def check_ties(ties: Sequence[Tie], units: Sequence[str]) -> None:
 
 def shard(
     module: nn.Module,
-    objective: Objective,
+    root: nn.Module,
+    blocks: Sequence[tuple[str, nn.Module]],
     mesh: DeviceMesh,
     compute_dtype: torch.dtype | None,
     *,
     seed: int,
     device: torch.device,
-) -> Parts:
-    """Fill in and shard a model unit by unit, then sum instead of mean, with one norm over all shards.
+) -> None:
+    """Fill in and shard a model unit by unit: each block, then `root`, which is the module or wraps it, with the rest.
 
     Raises: PlanError for a tie across units.
     """
-    check_ties(find_ties(module), [name for name, _ in units(module) if name])
-    materialize(module, seed, device, units(module), lambda unit: shard_unit(unit, mesh, compute_dtype))
-    assert isinstance(module, FSDPModule)
-    for child in module.modules():
+    check_ties(find_ties(module), [name for name, _ in blocks])
+
+    def shard_one(unit: nn.Module) -> None:
+        shard_unit(root if unit is module else unit, mesh, compute_dtype)
+
+    materialize(module, seed, device, [*blocks, ("", module)], shard_one)
+    for child in root.modules():
         if isinstance(child, FSDPModule):
             # The loop divides once, by the global weight; FSDP2 would divide by the number of workers too.
             child.set_gradient_divide_factor(1.0)
             child.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
 
-    def synchronize_gradients(flag: bool) -> None:
-        module.set_requires_gradient_sync(flag)
-        module.set_is_last_backward(flag)
 
-    whole = single(module, objective)
-
+def sharded(parts: Parts, mesh: DeviceMesh, data_group: dist.ProcessGroup | None) -> Parts:
+    """Sum instead of mean, over all workers that read different data, with one norm over all shards."""
     works: list[Any] = []
 
-    def begin() -> None:
-        whole.begin()
-        synchronize_gradients(False)
-
     def add_up(row: Tensor) -> None:
-        works.append(dist.all_reduce(row, async_op=True))
+        works.append(dist.all_reduce(row, group=data_group, async_op=True))
 
     def finish() -> None:
         while works:
             works.pop().wait()
 
+    common = replace(parts, add_up=add_up, finish=finish, norm_groups=(*parts.norm_groups, mesh.get_group("fsdp")))
+    if parts.is_pipeline:
+        return common  # torch's pipelining reduces when it is empty
+    (module,) = parts.modules
+    assert isinstance(module, FSDPModule)
+
+    def synchronize_gradients(flag: bool) -> None:
+        module.set_requires_gradient_sync(flag)
+        module.set_is_last_backward(flag)
+
+    def begin() -> None:
+        parts.begin()
+        synchronize_gradients(False)
+
     return replace(
-        whole,
+        common,
         begin=begin,
-        add_up=add_up,
-        finish=finish,
-        forward_backward=partial(run_micro_batches, module, objective, before_last=lambda: synchronize_gradients(True)),
-        norm_group=mesh.get_group("fsdp"),
+        forward_backward=partial(
+            run_micro_batches, module, parts.objective, before_last=lambda: synchronize_gradients(True)
+        ),
     )
-
-
-def units(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """What is gathered at a time: each repeated block, then the root with all the rest."""
-    return [*find_blocks(module), ("", module)]

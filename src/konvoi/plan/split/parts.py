@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +40,19 @@ class Parts:
     finish: Callable[[], None]  # wait until gradients and row hold every worker's share
     begin: Callable[[], None]
     gradients: Callable[[], list[Tensor]]  # local tensors, every element exactly once; scaled in place
-    norm_group: torch.distributed.ProcessGroup | None = None  # over which squares of gradients are still to be added
+    run: Run  # forward only
+    norm_groups: tuple[torch.distributed.ProcessGroup, ...] = ()  # over which to add the norm's squares
     ties: tuple[Tie, ...] = ()
+    is_pipeline: bool = False
+    copies: frozenset[str] = frozenset()  # parameters of this worker's that another stage owns
+    refresh: Callable[[], None] = lambda: None  # bring copies up to date, where owners' weights have changed
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter of this worker by its name in the whole model, ties once."""
+        """Every parameter that this worker owns by its name in the whole model, ties once."""
         for prefix, module in zip(self.names, self.modules, strict=True):
-            yield from module.named_parameters(prefix=prefix)
+            for name, parameter in module.named_parameters(prefix=prefix):
+                if name not in self.copies:
+                    yield name, parameter
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The persistent buffers: what a state dict holds beside the parameters."""
@@ -61,8 +68,8 @@ class Parts:
         squares = (
             torch.stack([norm.double() if norm.device.type == "cpu" else norm.float() for norm in norms]).square().sum()
         )
-        if self.norm_group is not None:
-            torch.distributed.all_reduce(squares, group=self.norm_group)
+        for group in self.norm_groups:
+            torch.distributed.all_reduce(squares, group=group)
         return squares.sqrt()
 
 
@@ -71,28 +78,35 @@ ForwardBackward = Callable[[Sequence[MicroBatch], float, Callable[[Tensor], None
 before the last backward pass, with this worker's `[loss_sum, weight]`, so that its reduction overlaps."""
 
 
+Run = Callable[[Callable[[nn.Module, Any], Any], Any], Any]
+"""`(function, batch)`: what `function(module, batch)` returns, where the model ends; None on other workers, which take
+part. Inside, `module` is called at most once."""
+
+
 def single(module: nn.Module, objective: Objective) -> Parts:
-    """The whole model on one worker: where every split starts."""
+    """The whole model on one worker: where every split but a pipeline starts."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-    def begin() -> None:
-        for parameter in trainable:
-            parameter.grad = None
-
-    def gradients() -> list[Tensor]:
-        return [local(grad_of(parameter)) for parameter in trainable]
-
     return Parts(
         modules=(module,),
         names=("",),
         objective=objective,
         forward_backward=partial(run_micro_batches, module, objective),  # a closure would be a frame more
-        begin=begin,
+        begin=partial(drop_gradients, trainable),
         add_up=lambda row: None,
         finish=lambda: None,
-        gradients=gradients,
+        gradients=partial(gradients_of, trainable),
+        run=lambda function, batch: function(module, batch),
         ties=find_ties(module),
     )
+
+
+def drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def gradients_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [local(grad_of(parameter)) for parameter in parameters]
 
 
 def run_micro_batches(

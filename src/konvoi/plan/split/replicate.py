@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,13 +49,14 @@ class Buckets:
                 parameter.register_post_accumulate_grad_hook(self._hook(bucket))
 
     def begin(self) -> None:
+        self.next = 0
         for bucket in self.buckets:
             bucket.sent.zero_()
             _restore_views(bucket)
 
     def arm(self) -> None:
         """The next backward pass is the last of the step: send what becomes whole."""
-        self.armed, self.next = True, 0
+        self.armed = True
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
 
@@ -136,17 +138,23 @@ def _restore_views(bucket: Bucket) -> None:
 
 
 def replicate(parts: Parts, group: dist.ProcessGroup) -> Parts:
-    """Sum the gradients over `group`. The module stays as it is."""
-    (module,) = parts.modules
-    buckets = Buckets([p for p in module.parameters() if p.requires_grad], group)
+    """Sum the gradients over `group`. The modules stay as they are.
 
+    They are sent while the backward pass goes on, where it is one; a pipeline's gradients are sent when it is empty.
+    """
+    buckets = Buckets([p for _, p in parts.named_parameters() if p.requires_grad], group)
+    overlapped: dict[str, Any] = {}
+    if not parts.is_pipeline:
+        (module,) = parts.modules
+        run = partial(run_micro_batches, module, parts.objective, before_last=buckets.arm)
+        overlapped["forward_backward"] = run
     return replace(
         parts,
         begin=buckets.begin,
         add_up=buckets.add_up,
-        forward_backward=partial(run_micro_batches, module, parts.objective, before_last=buckets.arm),
         finish=buckets.finish,
         gradients=lambda: [bucket.flat for bucket in buckets.buckets],
+        **overlapped,
     )
 
 

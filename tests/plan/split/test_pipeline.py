@@ -1,0 +1,77 @@
+"""Whole runs over a pipeline: what surrounds the steps. That the steps are right is the table's."""
+
+import pytest
+import torch
+
+import konvoi as kv
+from konvoi.errors import KonvoiError, PlanError
+from konvoi.observe.events import Evaluated, Ready, Sampled
+from tests import small
+
+agent = small.agent  # a fixture
+
+
+@pytest.fixture
+def job(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be, " * 300)
+    data = kv.data.text(str(tmp_path / "text.txt"), seq_len=16, cache_dir=tmp_path)
+    model = kv.models.gpt(depth=3, width=16, num_heads=2, tie_embeddings=True)
+    fields = {"model": model, "data": data, "objective": kv.objectives.next_token(), "ema": 0.9}
+    return lambda **more: small.job(**fields | {"validate_every": 3, "sample_prompt": "to ", "steps": 6} | more)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [kv.Island(pp=2), kv.Island(pp=2, schedule="interleaved", accumulate=4), kv.Island(dp=2, pp=2, schedule="gpipe")],
+    ids=lambda plan: str(plan.describe()),
+)
+def test_a_run_over_a_pipeline_tells_what_a_run_of_one_worker_tells(agent, tmp_path, job, plan):
+    if plan.schedule == "interleaved":
+        job = lambda job=job, **more: job(model=kv.models.gpt(depth=4, width=16, num_heads=2), **more)  # noqa: E731
+    alone = small.train(agent, tmp_path, job(), kv.Island(), name="alone")
+    run = small.train(agent, tmp_path, job(), plan)
+    assert [event.num_parameters for event in small.events(run, Ready)] == [
+        event.num_parameters for event in small.events(alone, Ready)
+    ]
+    torch.testing.assert_close(torch.tensor(run.losses), torch.tensor(alone.losses), rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(small.events(run, Evaluated), small.events(alone, Evaluated), strict=True):
+        assert mine.values == pytest.approx(theirs.values, rel=1e-4)
+    assert [event.text for event in small.events(run, Sampled)] == [e.text for e in small.events(alone, Sampled)]
+    whole, expected = small.state(run), small.state(alone)
+    assert whole.keys() == expected.keys()  # a tied weight once, averages and optimizer state of every stage
+    for name in whole:
+        torch.testing.assert_close(whole[name], expected[name], rtol=1e-3, atol=1e-5)
+    assert run.evaluate()["loss"] == pytest.approx(small.events(run, Evaluated)[-1].values["loss"], rel=1e-4)
+
+
+def test_a_model_that_has_too_few_blocks_is_refused_before_a_worker_starts(agent, tmp_path, job):
+    with pytest.raises(PlanError, match="more stages than blocks") as caught:
+        small.train(agent, tmp_path, job(global_batch=16), kv.Island(pp=4))
+    assert caught.value.found == "4 stages for 3 blocks"
+    assert not small.events(tmp_path / "run", Ready)
+
+
+def test_frozen_first_stages_are_refused_with_what_to_do(agent, tmp_path, job):
+    with pytest.raises(KonvoiError, match="nothing to train") as caught:
+        small.train(agent, tmp_path, job(freeze=("embed*", "blocks.0.*", "blocks.1.*"), ema=None), kv.Island(pp=2))
+    assert "fewer stages" in caught.value.hint
+
+
+def test_a_module_that_is_used_behind_the_blocks_and_before_them_does_not_pass_unseen(agent, tmp_path):
+    """What is elsewhere says nan: a model that reaches back to its first stage is no silent error."""
+    with pytest.raises(KonvoiError, match="not finite"):
+        small.train(agent, tmp_path, small.job(model=ReachesBack), kv.Island(pp=2))
+
+
+class ReachesBack(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(6, 6)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(4))
+        self.last = torch.nn.Linear(6, 2)
+
+    def forward(self, inputs):
+        x = self.first(inputs)
+        for block in self.blocks:
+            x = block(x).relu()
+        return self.last(self.first(x))
