@@ -146,3 +146,9 @@ def test_the_hint_for_uneven_micro_batches_is_a_batch_that_fits():
     with pytest.raises(PlanError) as caught:
         check(Island(pp=2, accumulate=3), 16)
     check(Island(pp=2, accumulate=3), int(caught.value.hint.removeprefix("global_batch=")))
+
+
+@pytest.mark.parametrize(("schedule", "idle"), [("1f1b", 1 / 9), ("gpipe", 1 / 9), ("interleaved", 1 / 17)])
+def test_more_stages_a_worker_idle_less(schedule, idle):
+    assert Island(pp=2, schedule=schedule).bubble(8) == pytest.approx(idle)
+    assert Island(dp=2).derived(16) == ()

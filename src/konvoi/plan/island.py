@@ -72,13 +72,34 @@ class Island:
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Forward and backward passes per step. Under pp and unless `accumulate` says it: the most, up to four a
-        stage, that cut a worker's part evenly; the pipeline then idles a share (pp - 1) / (number + pp - 1).
+        stage, that cut a worker's part evenly.
         """
         if self.pp == 1 or self.accumulate > 1:
             return self.accumulate
         part = global_batch // self.num_parts
         step = self.pp if self.schedule == "interleaved" else 1  # whole rounds
         return next((n for n in range(min(part, 4 * self.num_stages), 0, -1) if part % n == 0 and n % step == 0), 1)
+
+    def bubble(self, num_micro_batches: int) -> float:
+        """The share of a step that a worker idles by the schedule alone, where all stages take equal time (arXiv
+        2104.04473 sections 2.2.1 and 2.2.2). ZB-V's is smaller than this (arXiv 2401.10241 section 6).
+        """
+        chunks = num_micro_batches * self.num_stages / self.pp
+        return (self.pp - 1) / (chunks + self.pp - 1)
+
+    def derived(self, global_batch: int) -> tuple[str, ...]:
+        """What this batch decides, as a person reads it.
+
+        >>> Island(pp=2).derived(16)
+        ('micro-batches = 8 of 2 samples, through 2 stages: each worker idles 11% of a step by the schedule alone',)
+        """
+        if self.pp == 1:
+            return ()
+        number = self.num_micro_batches(global_batch)
+        size = global_batch // (self.num_parts * number)
+        most = "at most " if self.schedule == "zbv" else ""
+        idle = f"each worker idles {most}{self.bubble(number):.0%} of a step by the schedule alone"
+        return (f"micro-batches = {number} of {size} samples, through {self.num_stages} stages: {idle}",)
 
     def describe(self) -> dict[str, Any]:
         """The fields that differ from their defaults; `{"dp": 1}` for a single worker."""
@@ -130,10 +151,9 @@ class Island:
                 hint=f"accumulate={-(-number // self.pp) * self.pp}, or schedule=1f1b",
             )
         if number < self.num_stages:
-            bubble = (self.pp - 1) / (number + self.pp - 1)
             raise PlanError(
                 "too few micro-batches for this pipeline",
-                found=f"{number} for {self.num_stages} stages: it would idle {bubble:.0%} of the time",
+                found=f"{number} for {self.num_stages} stages: it would idle {self.bubble(number):.0%} of the time",
                 expected=f"at least {self.num_stages}",
                 hint=f"global_batch={self.num_parts * 4 * self.num_stages} on the job, or fewer stages",
             )

@@ -204,7 +204,11 @@ class _Recording:
                 fleet=fleet,
                 num_steps=task.prepared.num_steps,
                 resumed_from=self.record.newest_step() if task.resume else None,
-                derived=(*task.prepared.derived, f"checkpoint_every = {task.checkpoint_every}"),
+                derived=(
+                    *task.prepared.derived,
+                    *task.plan.derived(task.prepared.job.global_batch),
+                    f"checkpoint_every = {task.checkpoint_every}",
+                ),
                 machine=machine,
             )
         )
