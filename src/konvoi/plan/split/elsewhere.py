@@ -1,9 +1,10 @@
 """What a pipeline's stage does not hold: modules that stand for those of other stages, so that the model stays itself.
 
 Every stage runs the model's own code from the start: masks, positions and rotary tables come from it. Where that code
-calls a module of another stage, an `Elsewhere` answers with NaN in the right structure, shapes and types: nothing that
-it says can reach the loss unseen. At a stage's first block the state that the stage before has sent is put in its
-place; at the first block behind the stage, the code is left.
+calls a module of another stage, an `Elsewhere` answers with NaN in the right structure, shapes and types: no number of
+it can reach the loss unseen. (Integers, which know no NaN and which modules with weights hardly return, are zero.) At a
+stage's first block the state that the stage before has sent is put in its place; at the first block behind the stage,
+the code is left.
 """
 
 from __future__ import annotations
