@@ -15,7 +15,7 @@ from konvoi.observe.sinks.jsonl import read_events
 from konvoi.state import record, shards
 from konvoi.verbs.train import PRELOAD
 
-LOADED_LATER = ("konvoi.state.shards", "konvoi.plan.split.fully_shard", "torch._dynamo")  # once here, not in each run
+LOADED_LATER = ("konvoi.state.shards", "konvoi.plan.split.tensor", "torch._dynamo")  # once here, not in each run
 
 
 @pytest.fixture(scope="module")

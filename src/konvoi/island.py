@@ -11,17 +11,15 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from konvoi import devices
 from konvoi.fleet.worker import Place
-from konvoi.plan.island import Island
+from konvoi.plan.island import AXES, Island
 from konvoi.plan.precision import LossScale, precision
-from konvoi.plan.split import blocks
-from konvoi.plan.split.materialize import build, materialize
-from konvoi.plan.split.parts import Parts, single
-from konvoi.plan.split.replicate import replicate
+from konvoi.plan.split import order
+from konvoi.plan.split.parts import Parts
 from konvoi.values import MicroBatch, Objective
 
 T = TypeVar("T")
@@ -47,9 +45,9 @@ class LiveIsland:
     def __init__(self, place: Place, plan: Island, device: torch.device, mesh: DeviceMesh | None) -> None:
         self.place, self.plan, self.device, self.mesh = place, plan, device, mesh
         # Which of the batch's parts is this worker's: those of one pipeline read the same.
-        self.part = place.worker % plan.num_parts  # pp is the mesh's outermost axis
+        self.part = place.worker // plan.tp % plan.num_parts  # pp is the mesh's outermost axis, tp the innermost
         self.data_group: dist.ProcessGroup | None = None  # workers that read the other parts; None: all
-        if mesh is not None and plan.pp > 1:
+        if mesh is not None and plan.pp * plan.tp > 1:
             self.data_group = mesh["dp", "fsdp"]._flatten("data").get_group()
         self.precision = precision(plan.precision)
         self.scale: LossScale | None = None  # set at the first step, or by a checkpoint
@@ -57,50 +55,9 @@ class LiveIsland:
     # -- the model ----------------------------------------------------------------------------------------------
 
     def split(self, model: Any, objective: Objective, *, seed: int, freeze: Sequence[str] = ()) -> Parts:
-        """Build the model and split it, in the one order: pipeline, recomputing, compiling, sharding or replicating."""
-        module = build(model, seed, self.device, self.precision.parameters)
-        _freeze(module, freeze)
-        plan, mesh = self.plan, self.mesh
-        if plan.pp == 1:
-            self._settle(module, module, blocks.find_blocks(module), seed)
-            parts = single(module, objective)
-        else:
-            from konvoi.plan.split import pipeline, stages  # loads torch's pipelining
-
-            assert mesh is not None
-            mine, tied = stages.cut_up(module, mesh.get_local_rank("pp"), plan.pp, plan.schedule)
-            for stage in mine:
-                own = [(name, stage.module.get_submodule(name)) for name in stage.blocks]
-                self._settle(stage.module, stage, own, seed)
-            parts = pipeline.pipelined(mine, tied, objective, mesh, plan.schedule)
-        if plan.fsdp > 1:
-            from konvoi.plan.split import fully_shard
-
-            assert mesh is not None
-            parts = fully_shard.sharded(parts, mesh, self.data_group)
-        elif plan.dp > 1:
-            assert mesh is not None
-            parts = replicate(parts, mesh.get_group("dp"))
-        if plan.pp > 1:
-            assert mesh is not None
-            parts = pipeline.shared_by_all_stages(parts, mesh.get_group("pp"))
-        return parts
-
-    def _settle(self, module: nn.Module, root: nn.Module, units: list[tuple[str, nn.Module]], seed: int) -> None:
-        """Recompute, compile, fill in and shard what this worker holds. `root` is the module, or wraps it."""
-        repeated = [block for _, block in units]
-        if self.plan.checkpoint_activations:
-            blocks.recompute(repeated)
-        if self.plan.compile:
-            blocks.compile_blocks(repeated or [module])
-        if self.plan.fsdp == 1:
-            materialize(module, seed, self.device, [("", module)], lambda unit: None)
-            return
-        from konvoi.plan.split import fully_shard  # loads DTensor, which takes as long as half of torch
-
-        assert self.mesh is not None
-        mesh = self.mesh["dp", "fsdp"] if self.plan.dp > 1 else self.mesh["fsdp"]
-        fully_shard.shard(module, root, units, mesh, self.precision.compute, seed=seed, device=self.device)
+        """Build the model, and what this worker holds of it."""
+        here = order.Here(self.plan, self.precision, self.device, self.mesh, self.data_group)
+        return order.split(model, objective, here, seed=seed, freeze=freeze)
 
     # -- a step -------------------------------------------------------------------------------------------------
 
@@ -225,8 +182,8 @@ def enter(place: Place, plan: Island) -> Iterator[LiveIsland]:
         return
     _join(place)
     try:
-        axes = {"pp": plan.pp, "dp": plan.dp, "fsdp": plan.fsdp}
-        mesh = init_device_mesh(place.device_kind, tuple(axes.values()), mesh_dim_names=tuple(axes))
+        sizes = tuple(getattr(plan, axis) for axis in AXES)
+        mesh = init_device_mesh(place.device_kind, sizes, mesh_dim_names=AXES)
         yield LiveIsland(place, plan, device, mesh)
     finally:
         dist.destroy_process_group()
@@ -239,20 +196,6 @@ def _join(place: Place) -> None:
         return
     store = dist.FileStore(place.store_file, place.num_workers)
     dist.init_process_group(backend, store=store, rank=place.worker, world_size=place.num_workers)
-
-
-def _freeze(module: nn.Module, patterns: Sequence[str]) -> None:
-    import fnmatch
-
-    from konvoi.errors import JobError
-
-    names = dict(module.named_parameters())
-    for pattern in patterns:
-        found = fnmatch.filter(names, pattern)
-        if not found:
-            raise JobError("freeze names no parameter", found=pattern, expected=f"e.g. {next(iter(names), '')}")
-        for name in found:
-            names[name].requires_grad_(False)
 
 
 def _tensors(batch: Any) -> list[Tensor]:

@@ -20,6 +20,7 @@ class Task:
     checkpoint_every: int  # steps; 0: only at the end
     keep: int
     profile: bool = False
+    derived: tuple[str, ...] = ()  # what the plan decided, for a person
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Nothing here imports torch when it is loaded: a recipe that only names ready-mad
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -87,6 +88,11 @@ class Objective(Protocol):
     """
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]: ...
+
+
+takes_vocabulary_shards: ContextVar[bool] = ContextVar("takes_vocabulary_shards", default=False)
+"""Set by an objective around its call of the model: under tp it gets each worker's part of the logits, as a DTensor
+(see job/vocabulary_parallel.py). Everybody else gets plain tensors, whole."""
 
 
 @runtime_checkable

@@ -5,10 +5,12 @@ from unittest.mock import patch
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from konvoi.island import LiveIsland
+from konvoi.job import vocabulary_parallel
 from konvoi.learner import Learner
-from konvoi.plan.split import fully_shard, materialize, parts, pipeline, replicate, stages
+from konvoi.plan.split import fully_shard, materialize, parts, pipeline, replicate, stages, tensor
 from konvoi.proof import trace
 
 
@@ -189,6 +191,66 @@ def copy_counted_twice(place, payload):
 
     original = pipeline.Copies.__init__
     with patch.object(pipeline.Copies, "__init__", init):
+        return trace(place, payload)
+
+
+def replicated_counted_twice(place, payload):
+    """What each worker of a tp axis holds whole goes into the norm as often."""
+
+    def split(self, *args, **kwargs):
+        return dataclasses.replace(original(self, *args, **kwargs), counted=None)
+
+    original = LiveIsland.split
+    with patch.object(LiveIsland, "split", split):
+        return trace(place, payload)
+
+
+def summand_taken_for_the_sum(place, payload):
+    """A gradient of which each worker has a summand is not added up."""
+
+    def take(gradient, placements):
+        mesh, shape, stride = gradient.device_mesh, gradient.shape, gradient.stride()
+        if gradient.placements != placements and all(placement.is_replicate() for placement in placements):
+            return DTensor.from_local(gradient.to_local(), mesh, placements, shape=shape, stride=stride)
+        return original(gradient, placements)
+
+    original = tensor._as_laid_out
+    with patch.object(tensor, "_as_laid_out", take):
+        return trace(place, payload)
+
+
+def keys_of_other_heads(place, payload):
+    """Every worker's queries read the keys and values of the first worker's."""
+
+    def attend(mesh, worker, num_workers, q, k, v, **fields):
+        k, v = (torch.cat([t[:, :1], t[:, :1]], dim=1) if t.shape[1] == 2 else t for t in (k, v))
+        return original(mesh, worker, num_workers, q, k, v, **fields)
+
+    original = tensor._attend
+    with patch.object(tensor, "_attend", attend):
+        return trace(place, payload)
+
+
+def target_in_every_part(place, payload):
+    """Every worker takes its part of the vocabulary for the first."""
+
+    def forward(ctx, logits, targets, first, group, ignore_index):
+        return original(ctx, logits, targets, 0, group, ignore_index)
+
+    original = vocabulary_parallel._CrossEntropy.forward
+    with patch.object(vocabulary_parallel._CrossEntropy, "forward", staticmethod(forward)):
+        return trace(place, payload)
+
+
+def tp_reads_different_samples(place, payload):
+    """Workers of a tp axis read different parts of the batch, as those of dp do."""
+
+    def init(self, *args):
+        original(self, *args)
+        self.part = self.place.worker % self.plan.num_parts
+
+    original = LiveIsland.__init__
+    with patch.object(LiveIsland, "__init__", init):
         return trace(place, payload)
 
 

@@ -2,16 +2,20 @@
 
 import pytest
 
+from konvoi.fleet.crew import AgentHandle
+from konvoi.fleet.pool import Pool
 from konvoi.plan.island import TWO_STAGES
-from konvoi.proof import is_a_fair_test, rows
+from konvoi.proof import PRELOAD, Table, is_a_fair_test, rows
 
 ROWS = rows(4)
-# A row that compiles takes seconds, those of the GPT as many again on a busy machine; and two stages that recompute.
+# A row that compiles takes seconds, those of the GPT as many again on a busy machine; so do two stages that recompute,
+# and four workers under tp, whose operators take ten times as long to launch: one row of each kind is quick enough.
 SLOW = [
     row
     for row in ROWS
     if (row.plan.compile and row.case.startswith("gpt"))
     or (row.plan.checkpoint_activations and row.plan.schedule in TWO_STAGES)
+    or (row.plan.tp > 1 and row.plan.num_workers > 2 and (row.case != "gpt ragged" or row.plan.sequence_parallel))
 ]
 MARKED = [pytest.param(row, marks=pytest.mark.slow) if row in SLOW else row for row in ROWS]
 CASES = {(row.case, row.changes): row for row in ROWS if row.plan.precision == "fp64"}
@@ -20,6 +24,15 @@ CASES = {(row.case, row.changes): row for row in ROWS if row.plan.precision == "
 @pytest.mark.parametrize("row", MARKED, ids=lambda row: row.name)
 def test_a_plan_computes_what_one_process_computes(table, row):
     assert table.differences(row, timeout_s=110 if row.plan.compile else 60) == []
+
+
+@pytest.mark.slow
+def test_all_four_axes_at_once():
+    """Eight workers, more than other rows share a pool of."""
+    eight = [row for row in rows(8, compiled=False) if row.plan.num_workers == 8]
+    with AgentHandle(PRELOAD) as agent, Pool(agent, 8) as pool:
+        table = Table(pool)
+        assert {row.name: table.differences(row, timeout_s=110) for row in eight} == {row.name: [] for row in eight}
 
 
 @pytest.mark.parametrize("row", CASES.values(), ids=lambda row: row.name)

@@ -37,6 +37,15 @@ BUGS = [
     (planted.copy_out_of_date, _row("gpt deep tied", pp=2)),
     (planted.copy_counted_twice, _row("gpt deep tied", pp=2)),
     (planted.weights_differ_between_workers, _row("gpt deep", dp=2, pp=2)),
+    (planted.clip_per_shard, _row("gpt", tp=2)),
+    (planted.tie_broken, _row("gpt tied", tp=2)),
+    (planted.replicated_counted_twice, _row("gpt", tp=2)),
+    (planted.replicated_counted_twice, _row("gpt", fsdp=2, tp=2)),
+    (planted.summand_taken_for_the_sum, _row("gpt", tp=2, sequence_parallel=True)),
+    (planted.keys_of_other_heads, _row("gpt heads", tp=2)),
+    (planted.target_in_every_part, _row("gpt", tp=2)),
+    (planted.tp_reads_different_samples, _row("gpt", dp=2, tp=2)),
+    (planted.weights_differ_between_workers, _row("gpt", tp=2)),
 ]
 
 

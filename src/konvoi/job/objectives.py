@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from konvoi.errors import JobError
+from konvoi.values import takes_vocabulary_shards
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,17 +28,19 @@ class NextToken:
     ignore_index: int = -100
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]:
-        import torch.nn.functional as F
+        from konvoi.job.vocabulary_parallel import cross_entropy_sum
 
         input_ids, targets = batch["input_ids"], self.targets(batch)
         mask = batch.get("attention_mask")
-        if mask is None:
-            logits = _logits(model(input_ids[:, :-1]))  # (batch, seq, vocab)
-        else:
-            logits = _logits(model(input_ids[:, :-1], attention_mask=mask[:, :-1]))
-        loss_sum = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=self.ignore_index
-        )
+        token = takes_vocabulary_shards.set(True)
+        try:
+            if mask is None:
+                output = model(input_ids[:, :-1])  # (batch, seq, vocab)
+            else:
+                output = model(input_ids[:, :-1], attention_mask=mask[:, :-1])
+        finally:
+            takes_vocabulary_shards.reset(token)
+        loss_sum = cross_entropy_sum(getattr(output, "logits", output), targets, self.ignore_index)
         return loss_sum, (targets != self.ignore_index).sum().to(loss_sum.dtype)
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from konvoi.errors import PlanError, did_you_mean
 
-AXES = ("dp", "fsdp", "pp")
+AXES = ("pp", "dp", "fsdp", "tp")  # outermost first
 SCHEDULES = ("1f1b", "gpipe", "interleaved", "zbv")
 TWO_STAGES = ("interleaved", "zbv")  # a worker holds two
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
@@ -16,12 +16,14 @@ PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 
 @dataclass(frozen=True, kw_only=True)
 class Island:
-    """How one island splits its work. `dp * fsdp * pp` workers; each axis left at 1 is absent.
+    """How one island splits its work. `dp * fsdp * tp * pp` workers; each axis left at 1 is absent.
 
     - `dp`: the batch is split, every worker holds the whole model (data parallel).
     - `fsdp`: the batch is split, parameters, gradients and optimizer state too (ZeRO stage 3, arXiv 1910.02054;
       torch's FSDP2). `dp` with `fsdp` is HSDP: sharded inside a group, replicated between groups. With `fsdp=1` a
       single worker holds everything.
+    - `tp`: the matrices of each block are split, and attention by its heads (tensor parallel, arXiv 1909.08053).
+    - `sequence_parallel`: under tp, what lies between the blocks is split along the sequence (arXiv 2205.05198).
     - `pp`: the model's repeated blocks are split into stages, through which micro-batches flow (pipeline parallel).
     - `schedule`: of a pipeline: "gpipe", "1f1b", or with two stages a worker "interleaved", "zbv" (zero bubble).
     - `accumulate`: forward and backward passes per optimizer step; the global batch belongs to the job and stays.
@@ -36,6 +38,8 @@ class Island:
 
     dp: int = 1
     fsdp: int = 1
+    tp: int = 1
+    sequence_parallel: bool = False
     pp: int = 1
     schedule: str = "1f1b"
     accumulate: int = 1
@@ -44,7 +48,7 @@ class Island:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dp", "fsdp", "pp", "accumulate"):
+        for name in (*AXES, "accumulate"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise PlanError(f"{name} is a number of at least 1", found=repr(value))
@@ -52,6 +56,8 @@ class Island:
             raise PlanError(
                 "unknown precision", found=repr(self.precision), hint=did_you_mean(str(self.precision), PRECISIONS)
             )
+        if self.sequence_parallel and self.tp == 1:
+            raise PlanError("sequence_parallel is a way of tp", found="tp=1", hint="tp=2,sequence_parallel")
         if self.schedule not in SCHEDULES:
             raise PlanError(
                 "unknown schedule", found=repr(self.schedule), hint=did_you_mean(str(self.schedule), SCHEDULES)
@@ -59,11 +65,11 @@ class Island:
 
     @property
     def num_workers(self) -> int:
-        return self.num_parts * self.pp
+        return self.num_parts * self.tp * self.pp
 
     @property
     def num_parts(self) -> int:
-        """Into how many parts a batch is cut: the workers of one pipeline share theirs."""
+        """Into how many parts a batch is cut: the workers of one pipeline, and of one tp group, share theirs."""
         return self.dp * self.fsdp
 
     @property
@@ -111,7 +117,8 @@ class Island:
     def check(self, *, num_workers: int, global_batch: int, num_samples: int | None) -> None:
         """Everything about this plan that can be known before a worker starts. Raises: PlanError."""
         if self.num_workers != num_workers:
-            axes = " x ".join(f"{name}={getattr(self, name)}" for name in AXES if name != "pp" or self.pp > 1)
+            shown = [name for name in AXES if getattr(self, name) > 1 or name in ("dp", "fsdp")]
+            axes = " x ".join(f"{name}={getattr(self, name)}" for name in shown)
             raise PlanError(
                 "the plan and the fleet differ in size",
                 found=f"{axes} = {self.num_workers} workers on a fleet of {num_workers}",

@@ -97,7 +97,18 @@ class Case:
         return self.job.steps or 0
 
 
-CASES = ("gpt", "gpt ragged", "gpt tied", "gpt deep", "gpt deep tied", "cnn", "mlp", "callable", "instance")
+CASES = (
+    "gpt",
+    "gpt ragged",
+    "gpt tied",
+    "gpt heads",
+    "gpt deep",
+    "gpt deep tied",
+    "cnn",
+    "mlp",
+    "callable",
+    "instance",
+)
 
 
 def case(name: str, **changes: Any) -> Case:
@@ -108,6 +119,7 @@ def case(name: str, **changes: Any) -> Case:
         "gpt": (gpt, Tokens(), text),
         "gpt ragged": (gpt, Tokens(ragged=True), text),
         "gpt tied": (dataclasses.replace(gpt, tie_embeddings=True), Tokens(), text),
+        "gpt heads": (dataclasses.replace(gpt, num_heads=4, num_kv_heads=2), Tokens(ragged=True), text),
         # Five blocks: no number of stages divides them.
         "gpt deep": (dataclasses.replace(gpt, depth=5), Tokens(ragged=True), text),
         "gpt deep tied": (dataclasses.replace(gpt, depth=5, tie_embeddings=True), Tokens(), text),

@@ -73,8 +73,10 @@ def rows(max_workers: int = 4, *, compiled: bool = True) -> list[Row]:
     splits = (dp, fsdp, _plan(dp=2, fsdp=2), _plan(dp=4, accumulate=2), _plan(fsdp=3))
     table += [Row("gpt", _but(plan, precision="fp32"), (), FP32, only_losses=True) for plan in splits]
     table += [Row("gpt", _but(plan, precision="bf16"), (), BF16, only_losses=True) for plan in (one, *splits[:3])]
-    table += _pipelines()
+    table += _pipelines() + _tensors()
     if compiled:
+        tensors = _plan(tp=2), _plan(tp=2, sequence_parallel=True, checkpoint_activations=True), _plan(fsdp=2, tp=2)
+        table += [Row("gpt", _but(plan, compile=True)) for plan in tensors]
         pipelines = _plan(pp=2, schedule="zbv"), _plan(fsdp=2, pp=2)
         table += [Row("gpt deep", _but(plan, compile=True)) for plan in pipelines]
         table += [Row(name, _but(plan, compile=True)) for name in ("callable", "gpt") for plan in both]
@@ -99,6 +101,27 @@ def _pipelines() -> list[Row]:
         Row("gpt ragged", _but(plan, precision="bf16"), (), BF16, only_losses=True) for plan in (two[0], hybrids[1])
     ]
     return table
+
+
+def _tensors() -> list[Row]:
+    tp, sequence = _plan(tp=2), _plan(tp=2, sequence_parallel=True)
+    both = (tp, sequence)
+    # "gpt" has one head of keys and values, which every worker of an axis takes; its vocabulary is odd.
+    table = [Row(name, plan) for plan in both for name in ("gpt", "gpt ragged", "gpt tied", "gpt heads")]
+    table += [Row("gpt heads", _but(plan, tp=4)) for plan in both]
+    table += [Row("gpt ragged", _but(plan, accumulate=2)) for plan in both]
+    table += [Row("gpt", _but(plan, checkpoint_activations=True)) for plan in both]
+    table += [Row("gpt", tp, (("freeze", ("embed*", "blocks.0.*")),)), Row("gpt", sequence, (("ema", 0.9),))]
+    hybrids = [_but(plan, **axis) for plan in both for axis in ({"dp": 2}, {"fsdp": 2}, {"pp": 2, "accumulate": 2})]
+    table += [Row(name, plan) for plan in hybrids for name in ("gpt ragged", "gpt tied")]
+    table += [Row("gpt deep", _but(tp, pp=2, schedule=schedule, accumulate=4)) for schedule in SCHEDULES]
+    table += [Row("gpt", _but(plan, precision="fp32"), (), FP32, only_losses=True) for plan in (*both, *hybrids[:3])]
+    table += [
+        Row("gpt", _but(plan, precision="bf16"), (), BF16, only_losses=True) for plan in (*both, hybrids[1], hybrids[2])
+    ]
+    eight = [_plan(tp=2, pp=2, accumulate=2, **more) for more in ({"dp": 2}, {"fsdp": 2})]
+    eight += [_but(eight[1], sequence_parallel=True)]
+    return table + [Row("gpt deep tied", plan) for plan in eight]
 
 
 def _plan(**fields: Any) -> Island:

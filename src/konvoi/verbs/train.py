@@ -102,10 +102,11 @@ def _train_here(job: Job, plan: Island | None, fleet: Local, keeping: Keeping, a
     here = record.find(keeping.root, keeping.resume) if keeping.resume else record.create(keeping.root, keeping.name)
     machine = agent.hello()["machine"]
     num_workers = fleet.size(machine)
-    task = _checked(prepared, plan or Island(dp=num_workers), num_workers, here, keeping)
+    task = _checked(prepared, plan or Island(dp=num_workers), num_workers, here, keeping, fleet.device_kind(machine))
     body = record.pickled(("konvoi.loop:work", task))
     for needed, module in (
         (task.plan.fsdp > 1, "konvoi.plan.split.fully_shard"),
+        (task.plan.tp > 1, "konvoi.plan.split.tensor"),
         (task.plan.compile, "torch._dynamo"),
         (task.resume, READING),
     ):
@@ -140,10 +141,10 @@ def _launched(job: Job, plan: Island | None, keeping: Keeping) -> Iterator[tuple
         if keeping.resume
         else record.Record(keeping.root / (keeping.name or torchrun.run_name()))
     )
-    task = _checked(
-        prepare(job), plan or Island(dp=num_workers), num_workers, here, keeping, again=torchrun.is_restarted()
-    )
     kind = devices.kind()
+    task = _checked(
+        prepare(job), plan or Island(dp=num_workers), num_workers, here, keeping, kind, again=torchrun.is_restarted()
+    )
     is_leader = torchrun.is_leader()
     alone = here.alone() if is_leader else contextlib.nullcontext()
     with alone, _Recording(here, task, keeping.sinks, is_silent=not is_leader) as run:
@@ -153,22 +154,37 @@ def _launched(job: Job, plan: Island | None, keeping: Keeping) -> Iterator[tuple
 
 
 def _checked(
-    prepared: Prepared, plan: Island, num_workers: int, here: record.Record, keeping: Keeping, *, again: bool = False
+    prepared: Prepared,
+    plan: Island,
+    num_workers: int,
+    here: record.Record,
+    keeping: Keeping,
+    kind: str,
+    *,
+    again: bool = False,
 ) -> Task:
     """The task, with everything about it checked that can be. Raises: PlanError, CheckpointMismatch."""
     job = prepared.job
     plan.check(num_workers=num_workers, global_batch=job.global_batch, num_samples=prepared.num_samples)
-    if plan.pp > 1:
-        from konvoi.plan.split import stages  # loads torch
+    derived = plan.derived(job.global_batch)
+    if plan.pp * plan.tp > 1:
+        from konvoi.plan.split import feasible  # loads torch
 
-        stages.check(job.model, plan.pp, plan.schedule)
+        derived += feasible.check(job.model, plan, kind)
     if keeping.resume and here.newest_step() is not None:
         from konvoi.trained import check_resumable  # loads torch
 
         check_resumable(job, here)
     every = keeping.checkpoint_every if keeping.checkpoint_every is not None else max(1, prepared.num_steps // 10)
     return Task(
-        prepared, plan, here.folder.resolve(), bool(keeping.resume) or again, every, keeping.keep, keeping.profile
+        prepared,
+        plan,
+        here.folder.resolve(),
+        bool(keeping.resume) or again,
+        every,
+        keeping.keep,
+        keeping.profile,
+        derived,
     )
 
 
@@ -206,7 +222,7 @@ class _Recording:
                 resumed_from=self.record.newest_step() if task.resume else None,
                 derived=(
                     *task.prepared.derived,
-                    *task.plan.derived(task.prepared.job.global_batch),
+                    *task.derived,
                     f"checkpoint_every = {task.checkpoint_every}",
                 ),
                 machine=machine,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,18 @@ class Transformer(nn.Module):
     Holds no buffers: the rotary tables are made anew in each forward, (seq, head_dim/2) of them, which costs less than
     one norm, and leaves nothing to be materialised, cast or sharded wrongly.
     """
+
+    tp_plan: ClassVar[dict[str, str]] = {  # Megatron-LM, arXiv 1909.08053 section 3
+        "embed": "embedding_rowwise",
+        "blocks.*.attention.q": "colwise",
+        "blocks.*.attention.k": "colwise",
+        "blocks.*.attention.v": "colwise",
+        "blocks.*.attention.o": "rowwise",
+        "blocks.*.mlp.gate": "colwise",
+        "blocks.*.mlp.up": "colwise",
+        "blocks.*.mlp.down": "rowwise",
+        "head": "colwise",
+    }
 
     def __init__(self, recipe: GPT) -> None:
         super().__init__()
@@ -88,8 +102,7 @@ class Attention(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.head_dim = shape.head_dim
-        self.is_grouped = shape.num_kv_heads != shape.num_heads
+        self.head_dim, self.num_heads, self.num_kv_heads = shape.head_dim, shape.num_heads, shape.num_kv_heads
         self.q = nn.Linear(shape.width, shape.num_heads * shape.head_dim, bias=False)
         self.k = nn.Linear(shape.width, shape.num_kv_heads * shape.head_dim, bias=False)
         self.v = nn.Linear(shape.width, shape.num_kv_heads * shape.head_dim, bias=False)
@@ -97,7 +110,6 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         batch, seq, _ = x.shape
-        # The number of heads is left to view(): under tensor parallelism each worker holds heads/tp of them.
         q, k, v = (  # (batch, heads or kv_heads, seq, head_dim)
             project(x).view(batch, seq, -1, self.head_dim).transpose(1, 2) for project in (self.q, self.k, self.v)
         )
@@ -107,7 +119,7 @@ class Attention(nn.Module):
             v,
             attn_mask=mask,
             is_causal=mask is None,
-            enable_gqa=self.is_grouped,
+            enable_gqa=self.num_heads != self.num_kv_heads,
         )
         out: Tensor = self.o(y.transpose(1, 2).reshape(batch, seq, -1))
         return out

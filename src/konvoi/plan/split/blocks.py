@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -38,11 +40,17 @@ def find_blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def recompute(blocks: Sequence[nn.Module]) -> None:
-    """Recompute each block's inside during the backward pass (arXiv 1604.06174). Names of parameters stay."""
+def recompute(blocks: Sequence[nn.Module], within: Callable[[], AbstractContextManager[Any]] | None = None) -> None:
+    """Recompute each block's inside during the backward pass (arXiv 1604.06174), `within` what is not there by then.
+
+    Names of parameters stay.
+    """
+    contexts: dict[str, Any] = {}
+    if within is not None:
+        contexts["context_fn"] = lambda: (contextlib.nullcontext(), within())
     for block in blocks:
         # The block's forward is replaced rather than the block wrapped: a wrapper would change every parameter's name.
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **contexts)
 
 
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:

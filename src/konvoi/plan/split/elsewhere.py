@@ -99,7 +99,7 @@ def _look(leaf: Any) -> Any:
 
 
 def _to_meta(leaf: Any) -> Any:
-    return torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf
+    return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta") if isinstance(leaf, Tensor) else leaf
 
 
 def _nan_like(leaf: Any, device: torch.device) -> Any:

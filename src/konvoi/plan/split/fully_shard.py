@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -54,6 +54,7 @@ def shard(
     *,
     seed: int,
     device: torch.device,
+    cut: Callable[[str, nn.Module], None],
 ) -> None:
     """Fill in and shard a model unit by unit: each block, then `root`, which is the module or wraps it, with the rest.
 
@@ -64,7 +65,7 @@ def shard(
     def shard_one(unit: nn.Module) -> None:
         shard_unit(root if unit is module else unit, mesh, compute_dtype)
 
-    materialize(module, seed, device, [*blocks, ("", module)], shard_one)
+    materialize(module, seed, device, [*blocks, ("", module)], shard_one, cut)
     for child in root.modules():
         if isinstance(child, FSDPModule):
             # The loop divides once, by the global weight; FSDP2 would divide by the number of workers too.

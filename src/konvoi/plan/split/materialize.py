@@ -51,8 +51,12 @@ def materialize(
     device: torch.device,
     units: list[tuple[str, nn.Module]],
     shard: Callable[[nn.Module], None],
+    cut: Callable[[str, nn.Module], None] = lambda name, module: None,
 ) -> None:
-    """Fill in and shard one unit after the other, the root last. Only one unit is whole at a time."""
+    """Fill in and shard one unit after the other, the root last. Only one unit is whole at a time.
+
+    `cut(name, module)` is called for each module when what it owns itself is filled in.
+    """
     ties = find_ties(module)
     names = {child: name for name, child in module.named_modules()}
     done: set[nn.Module] = set()
@@ -60,7 +64,9 @@ def materialize(
         for child in unit.modules():
             if child not in done:
                 done.add(child)
-                _fill(module, names[child], child, seed, device)
+                if child in names:  # not what wraps the root
+                    _fill(module, names[child], child, seed, device)
+                    cut(names[child], child)
         if unit is module:
             retie(module, ties)
         shard(unit)

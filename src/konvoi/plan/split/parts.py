@@ -42,6 +42,7 @@ class Parts:
     gradients: Callable[[], list[Tensor]]  # local tensors, every element exactly once; scaled in place
     run: Run  # forward only
     norm_groups: tuple[torch.distributed.ProcessGroup, ...] = ()  # over which to add the norm's squares
+    counted: Callable[[], list[Tensor]] | None = None  # what the norm adds up here, where others hold the rest, too
     ties: tuple[Tie, ...] = ()
     is_pipeline: bool = False
     copies: frozenset[str] = frozenset()  # parameters of this worker's that another stage owns
@@ -64,7 +65,8 @@ class Parts:
 
     def grad_norm(self) -> Tensor:
         """The 2-norm over the whole model of what `gradients()` hold: the same number on every worker."""
-        norms = torch._foreach_norm(self.gradients())
+        gradients = (self.counted or self.gradients)() or [torch.zeros(1, device=self.gradients()[0].device)]
+        norms = torch._foreach_norm(gradients)
         squares = (
             torch.stack([norm.double() if norm.device.type == "cpu" else norm.float() for norm in norms]).square().sum()
         )
@@ -131,7 +133,7 @@ def run_micro_batches(
         sums = pair if sums is None else sums + pair
         if is_last:
             announce(sums)
-        (loss_sum * scale).backward()
+        torch.autograd.backward(loss_sum * scale)  # unlike Tensor.backward, it leaves no mode that tp is in
 
 
 def grad_of(parameter: nn.Parameter) -> Tensor:
@@ -148,6 +150,17 @@ def local(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor  # half a second to load, which only sharded plans need
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(parameter: Tensor, own: Tensor) -> Tensor:
+    """This worker's own part of a tensor that lies on the workers as `parameter` does."""
+    if type(parameter) in (Tensor, nn.Parameter):
+        return own
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(own, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
 
 
 def find_ties(module: nn.Module) -> tuple[Tie, ...]:

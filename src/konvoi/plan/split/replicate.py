@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from konvoi.plan.split.parts import ROW_LENGTH, Parts, run_micro_batches
+from konvoi.plan.split.parts import ROW_LENGTH, Parts, like, local, run_micro_batches
 
 # DDP's default, arXiv 2006.15704 section 4.1: large enough for bandwidth, small enough to overlap.
 BUCKET_BYTES = 25_000_000
@@ -115,13 +115,13 @@ def _assign(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
             groups.append([])
             size = 0
         groups[-1].append(parameter)
-        size += parameter.numel() * parameter.element_size()
+        size += local(parameter).numel() * parameter.element_size()
     return groups
 
 
 def _flatten(parameters: list[nn.Parameter]) -> Bucket:
-    numel, like = sum(p.numel() for p in parameters), parameters[0]
-    sent = torch.zeros(numel + ROW_LENGTH, dtype=like.dtype, device=like.device)
+    numel, first = sum(local(p).numel() for p in parameters), parameters[0]
+    sent = torch.zeros(numel + ROW_LENGTH, dtype=first.dtype, device=first.device)
     bucket = Bucket(sent, sent[:numel], sent[numel:], parameters)
     _restore_views(bucket)
     return bucket
@@ -131,9 +131,10 @@ def _restore_views(bucket: Bucket) -> None:
     """Point every `.grad` into the buffer; a user's `zero_grad(set_to_none=True)` takes them away."""
     offset = 0
     for parameter in bucket.parameters:
-        stop = offset + parameter.numel()
+        own = local(parameter.detach())
+        stop = offset + own.numel()
         if parameter.grad is None:
-            parameter.grad = bucket.flat[offset:stop].view_as(parameter)
+            parameter.grad = like(parameter, bucket.flat[offset:stop].view_as(own))
         offset = stop
 
 

@@ -70,6 +70,9 @@ class Stage(nn.Module):
         self.finish: Callable[[Any, MicroBatch], Any] = lambda result, item: result
         self.micro: Sequence[MicroBatch] = ()
         self.received: Tensor | None = None
+        # How the state that travels, a plain tensor, becomes what the blocks see, and back.
+        self.unpack: Callable[[Tensor], Tensor] = lambda state: state
+        self.pack: Callable[[Tensor], Tensor] = lambda state: state
 
     @property
     def is_last(self) -> bool:
@@ -82,7 +85,7 @@ class Stage(nn.Module):
         try:
             return self.finish(self.function(self.module, item.batch), item)
         except Leave as left:
-            return left.hidden
+            return self.pack(left.hidden)
         finally:
             self.received = None
 
@@ -94,7 +97,7 @@ class Stage(nn.Module):
 
     def state(self) -> Tensor:
         assert self.received is not None
-        return self.received
+        return self.unpack(self.received)
 
     def set(self, function: Any, micro: Sequence[MicroBatch], finish: Any = lambda result, item: result) -> None:
         self.function, self.micro, self.finish = function, micro, finish
@@ -152,13 +155,8 @@ def _tied(tie: Tie, stage_of: Mapping[str, int]) -> Tied | None:
     return Tied(tie.owner, owner, copies) if copies else None
 
 
-def check(model: Any, pp: int, schedule: str) -> None:
-    """Raises: PlanError where a model cannot be cut so often. Before any worker starts: it is looked at on `meta`."""
-    if isinstance(model, nn.Module):
-        module = model
-    else:
-        with torch.device("meta"):
-            module = model()
+def check(module: nn.Module, pp: int, schedule: str) -> None:
+    """Raises: PlanError where a model, which may be on `meta`, cannot be cut so often."""
     cut_up(module, 0, pp, schedule)
 
 

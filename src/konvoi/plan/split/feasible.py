@@ -1,0 +1,33 @@
+"""What the model itself says to a plan, looked at on `meta` before a worker starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from konvoi.plan.island import Island
+
+
+def check(model: Any, plan: Island, device_kind: str) -> tuple[str, ...]:
+    """What was derived, as a person reads it. `model` is a module, or a callable that makes one. Raises: PlanError."""
+    module = on_meta(model)
+    derived: list[str] = []
+    if plan.pp > 1:
+        from konvoi.plan.split import stages
+
+        stages.check(module, plan.pp, plan.schedule)
+    if plan.tp > 1:
+        from konvoi.plan.split import tensor_plan
+
+        derived.append(tensor_plan.check(module, plan.tp, device_kind))
+    return tuple(derived)
+
+
+def on_meta(model: Any) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    with torch.device("meta"):
+        module: nn.Module = model()
+    return module

@@ -1,0 +1,260 @@
+"""tp: the matrices of each block are cut over workers that read the same batch (Megatron-LM, arXiv 1909.08053
+section 3), by torch's DTensor.
+
+Every parameter becomes a DTensor: cut where the model's plan says so, whole on each worker elsewhere. The model's own
+code then runs as it is, on tensors that know their whole shape, so that a poor plan costs time and memory and never a
+digit. Two things are taken off DTensor, as each worker can do its share alone: attention, by the device's own kernel
+over the worker's heads, and the loss over the worker's part of the vocabulary (job/vocabulary_parallel.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.experimental import implicit_replication
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from konvoi.plan.split.parts import Parts, gradients_of
+from konvoi.plan.split.tensor_plan import is_transposed, styles
+from konvoi.values import MicroBatch, takes_vocabulary_shards
+
+# Where a parameter is cut, by the style of its module: (matrix, vector); a vector is a bias.
+CUTS: dict[str, tuple[Placement, Placement]] = {
+    "colwise": (Shard(0), Shard(0)),
+    "colwise_gather_output": (Shard(0), Shard(0)),
+    "rowwise": (Shard(1), Replicate()),
+    "embedding_rowwise": (Shard(0), Replicate()),
+    "embedding_colwise": (Shard(1), Replicate()),
+    "replicate": (Replicate(), Replicate()),
+}
+
+
+class Cutter:
+    """Cuts a model module by module. `residual` is how the state between blocks lies on the workers: whole, or with
+    sequence parallelism (arXiv 2205.05198 section 4.2.2) cut along the sequence."""
+
+    def __init__(self, root: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *, sequence_parallel: bool) -> None:
+        self.mesh, self.styles = mesh, styles(root, plan, mesh.size())
+        self.residual: Placement = Shard(1) if sequence_parallel else Replicate()
+
+    def cut(self, name: str, module: nn.Module) -> None:
+        """Make this module's own parameters DTensors, and see to it that what goes in and out lies as it should."""
+        if not any(True for _ in module.parameters(recurse=False)):
+            self._gather_once(name, module)
+            return
+        style = self.styles[name]
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            placement = CUTS[style][0 if parameter.ndim > 1 else 1]
+            if is_transposed(module) and parameter.ndim > 1 and isinstance(placement, Shard):
+                placement = Shard(1 - placement.dim)
+            whole = parameter.detach()
+            # Every worker has drawn the whole of it alike, so each keeps its own part, and nothing is sent.
+            part = distribute_tensor(whole, self.mesh, [placement], src_data_rank=None)
+            module.register_parameter(leaf, nn.Parameter(_own_memory(part), parameter.requires_grad))
+        if style.startswith("colwise"):
+            module.register_forward_pre_hook(_gather_inputs)
+        if style == "colwise_gather_output":
+            module.register_forward_hook(partial(_lay_out, placement=Replicate()))
+        if style in ("rowwise", "embedding_rowwise", "embedding_colwise"):
+            module.register_forward_hook(partial(_lay_out, placement=self.residual))
+
+    def _gather_once(self, name: str, module: nn.Module) -> None:
+        """With sequence parallelism, what several matrices read is gathered once, where they all stand in one module
+        with nothing beside them."""
+        below = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+        are_matrices = all(any(p.ndim > 1 for p in part.parameters(recurse=False)) for part in below)
+        reads = any(self.styles.get(f"{name}.{child}") == "colwise" for child, _ in module.named_children())
+        if isinstance(self.residual, Shard) and reads and are_matrices:
+            module.register_forward_pre_hook(_gather_inputs)
+
+
+def _own_memory(part: Tensor) -> Tensor:
+    """A cut along a later dim is a view of the whole, which would stay in memory behind it."""
+    assert isinstance(part, DTensor)
+    inner = part.to_local()
+    return DTensor.from_local(
+        inner.clone(), part.device_mesh, part.placements, run_check=False, shape=part.shape, stride=part.stride()
+    )
+
+
+def _gather_inputs(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(_lay_out_one(arg, Replicate()) for arg in args)
+
+
+def _lay_out(_: nn.Module, args: Any, output: Any, placement: Placement) -> Any:
+    return _lay_out_one(output, placement)
+
+
+def _lay_out_one(value: Any, placement: Placement) -> Any:
+    if not isinstance(value, DTensor) or value.placements == (placement,):
+        return value
+    if isinstance(placement, Shard) and value.ndim < 3:
+        placement = Replicate()  # nothing that has a sequence
+    found = value.redistribute(placements=[placement])
+    # Once more, so that a gradient that is a sum is added up here: it cannot go back through an embedding's part.
+    return found.redistribute(placements=[placement]) if isinstance(placement, Replicate) else found
+
+
+def whole(value: Any) -> Any:
+    """Every DTensor in it as a plain tensor that each worker holds whole; gradients flow through."""
+    return tree_map(lambda leaf: leaf.full_tensor() if isinstance(leaf, DTensor) else leaf, value)
+
+
+def packed(state: Tensor) -> Tensor:
+    """What a pipeline sends: whole, and no view, as its schedules detach in place."""
+    found: Tensor = whole(state)
+    return found.clone()
+
+
+def seen_whole(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
+    """A plain tensor that each worker holds whole, as a DTensor."""
+    return DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
+
+
+# -- attention ------------------------------------------------------------------------------------------------------
+
+
+class LocalAttention(TorchFunctionMode):
+    """Inside, scaled_dot_product_attention runs over each worker's own heads."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.mesh, self.worker, self.num_workers = mesh, mesh.get_local_rank(), mesh.size()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention and isinstance(args[0], DTensor):
+            return _attend(self.mesh, self.worker, self.num_workers, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attend(
+    mesh: DeviceMesh,
+    worker: int,
+    num_workers: int,
+    q: DTensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """q (batch, heads, seq, head_dim); k and v may have fewer heads, of which a worker takes those that its queries
+    read: where there are fewer than workers, several take the same."""
+    heads = q.shape[1]
+    own_heads = heads // num_workers
+    first = own_heads * worker
+
+    def own(tensor: Tensor) -> Tensor:
+        seen = tensor if isinstance(tensor, DTensor) else seen_whole(tensor, mesh)
+        if tensor.shape[1] % num_workers == 0:
+            cut: Tensor = seen.redistribute(placements=[Shard(1)]).to_local()
+            return cut
+        group = heads // tensor.shape[1]  # queries that share a head
+        every: Tensor = seen.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+        return every[:, first // group : (first + own_heads - 1) // group + 1]
+
+    if heads % num_workers:
+        raise ValueError(f"{heads} heads of attention for {num_workers} workers")
+    if attn_mask is not None:
+        attn_mask = own(attn_mask) if attn_mask.ndim == 4 and attn_mask.shape[1] == heads > 1 else whole(attn_mask)
+    mine = own(q), own(k), own(v)
+    result = F.scaled_dot_product_attention(
+        *mine,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=mine[0].shape[1] != mine[1].shape[1],
+    )
+    return DTensor.from_local(result, mesh, [Shard(1)], run_check=False)
+
+
+@contextlib.contextmanager
+def _global_view(mesh: DeviceMesh) -> Iterator[None]:
+    """Plain tensors that meet a DTensor are what every worker holds alike: masks, positions, tables."""
+    with implicit_replication(), LocalAttention(mesh):
+        yield
+
+
+# -- a step ---------------------------------------------------------------------------------------------------------
+
+
+def cut_output(module: nn.Module) -> None:
+    """Whoever calls the model gets a plain tensor, or the logits' part of an objective that asks for it."""
+
+    def after(_: nn.Module, args: Any, output: Any) -> Any:
+        return output if takes_vocabulary_shards.get() else whole(output)
+
+    module.register_forward_hook(after)
+
+
+def tensor_parallel(parts: Parts, mesh: DeviceMesh) -> Parts:
+    """Run a step in the global view; every worker of the axis comes to the same loss, and to its part of gradients."""
+    group = mesh.get_group()
+    first = dist.get_rank(group) == 0
+    trained = [parameter for _, parameter in parts.named_parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.register_hook(partial(_as_laid_out, placements=_placements(parameter)))
+    counted = [parameter for parameter in trained if first or not _is_repeated(parameter)]
+
+    def forward_backward(micro: Sequence[MicroBatch], scale: float, announce: Callable[[Tensor], None]) -> None:
+        with _global_view(mesh):
+            parts.forward_backward(micro, scale, announce)
+
+    def run(function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
+        with _global_view(mesh):
+            return whole(parts.run(function, batch))
+
+    def add_up(row: Tensor) -> None:
+        dist.all_reduce(row[2:], group=group)  # all but the wish to stop is the same on all
+        parts.add_up(row)
+
+    return replace(
+        parts,
+        forward_backward=forward_backward,
+        run=run,
+        add_up=add_up,
+        counted=partial(gradients_of, counted),
+        norm_groups=(*parts.norm_groups, group),
+    )
+
+
+def on_workers(objective: Any) -> Any:
+    """The objective, with what it returns as plain tensors."""
+    return _OnWorkers(objective)
+
+
+class _OnWorkers:
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        return whole(self.objective(model, batch))
+
+
+def _placements(parameter: nn.Parameter) -> tuple[Placement, ...]:
+    assert isinstance(parameter, DTensor)
+    return parameter.placements
+
+
+def _as_laid_out(gradient: Tensor, placements: tuple[Placement, ...]) -> Tensor:
+    """A gradient that each worker has a summand of is added up before it is kept."""
+    assert isinstance(gradient, DTensor)
+    return gradient if gradient.placements == placements else gradient.redistribute(placements=placements)
+
+
+def _is_repeated(parameter: nn.Parameter) -> bool:
+    assert isinstance(parameter, DTensor)
+    return isinstance(parameter.placements[-1], Replicate)  # tp is the innermost axis
