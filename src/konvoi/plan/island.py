@@ -19,9 +19,12 @@ class Island:
     """How one island splits its work. `dp * fsdp * tp * pp` workers; each axis left at 1 is absent.
 
     - `dp`: the batch is split, every worker holds the whole model (data parallel).
-    - `fsdp`: the batch is split, parameters, gradients and optimizer state too (ZeRO stage 3, arXiv 1910.02054;
-      torch's FSDP2). `dp` with `fsdp` is HSDP: sharded inside a group, replicated between groups. With `fsdp=1` a
-      single worker holds everything.
+    - `fsdp`: the batch is split, parameters, gradients and optimizer state too (ZeRO, arXiv 1910.02054; torch's
+      FSDP2). `dp` with `fsdp` is HSDP: sharded inside a group, replicated between groups. With `fsdp=1` a single
+      worker holds everything.
+    - `zero`: what `fsdp` keeps sharded during a step: 1 the optimizer's state, 2 gradients, too, 3 parameters, too,
+      which are then gathered block by block. docs/memory.md says what each holds when, and what it sends.
+    - `offload`: under `fsdp`, what is sharded lies in the host's memory, where the optimizer steps, too.
     - `tp`: the matrices of each block are split, and attention by its heads (tensor parallel, arXiv 1909.08053).
     - `sequence_parallel`: under tp, what lies between the blocks is split along the sequence (arXiv 2205.05198).
     - `pp`: the model's repeated blocks are split into stages, through which micro-batches flow (pipeline parallel).
@@ -38,6 +41,8 @@ class Island:
 
     dp: int = 1
     fsdp: int = 1
+    zero: int = 3
+    offload: bool = False
     tp: int = 1
     sequence_parallel: bool = False
     pp: int = 1
@@ -56,6 +61,11 @@ class Island:
             raise PlanError(
                 "unknown precision", found=repr(self.precision), hint=did_you_mean(str(self.precision), PRECISIONS)
             )
+        if self.zero not in (1, 2, 3):
+            raise PlanError("zero is a stage of ZeRO", found=repr(self.zero), expected="1, 2 or 3")
+        if self.fsdp == 1 and (self.zero != 3 or self.offload):
+            field = "offload" if self.offload else f"zero={self.zero}"
+            raise PlanError("zero and offload are ways of fsdp", found="fsdp=1", hint=f"fsdp=2,{field}")
         if self.sequence_parallel and self.tp == 1:
             raise PlanError("sequence_parallel is a way of tp", found="tp=1", hint="tp=2,sequence_parallel")
         if self.schedule not in SCHEDULES:

@@ -73,6 +73,10 @@ def rows(max_workers: int = 4, *, compiled: bool = True) -> list[Row]:
     splits = (dp, fsdp, _plan(dp=2, fsdp=2), _plan(dp=4, accumulate=2), _plan(fsdp=3))
     table += [Row("gpt", _but(plan, precision="fp32"), (), FP32, only_losses=True) for plan in splits]
     table += [Row("gpt", _but(plan, precision="bf16"), (), BF16, only_losses=True) for plan in (one, *splits[:3])]
+    table += [Row("gpt ragged", _but(fsdp, zero=n, accumulate=m)) for n in (1, 2) for m in (1, 2)]
+    table += [Row("gpt ragged", _plan(dp=2, fsdp=2, zero=n, accumulate=2)) for n in (1, 2, 3)]
+    table += [Row(name, _but(fsdp, offload=True)) for name in ("gpt", "callable")]
+    table += [Row("gpt deep", _plan(fsdp=2, pp=2, zero=1)), Row("gpt heads", _plan(fsdp=2, tp=2, zero=2))]
     table += _pipelines() + _tensors()
     if compiled:
         tensors = _plan(tp=2), _plan(tp=2, sequence_parallel=True, checkpoint_activations=True), _plan(fsdp=2, tp=2)

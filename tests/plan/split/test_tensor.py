@@ -167,6 +167,18 @@ def test_a_refusal_comes_before_a_worker_starts(agent, tmp_path, job):
     assert not small.events(tmp_path / "run", Ready)
 
 
+@pytest.mark.parametrize("fields", [{"zero": 2}, {"offload": True}], ids=str)
+def test_zero_and_offload_are_ways_of_fsdp(fields):
+    with pytest.raises(PlanError, match="ways of fsdp") as caught:
+        kv.Island(**fields)
+    assert kv.plan.parse(caught.value.hint).fsdp == 2
+
+
+def test_there_is_no_fourth_stage_of_zero():
+    with pytest.raises(PlanError, match="stage of ZeRO"):
+        kv.Island(fsdp=2, zero=4)
+
+
 def test_sequence_parallel_is_a_way_of_tp():
     with pytest.raises(PlanError, match="way of tp"):
         kv.Island(sequence_parallel=True)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
 from torch.distributed.fsdp import fully_shard as torch_fully_shard
 
 from konvoi.errors import PlanError
@@ -19,14 +19,23 @@ from konvoi.plan.split.materialize import materialize
 from konvoi.plan.split.parts import Parts, Tie, find_ties, run_micro_batches
 
 
-def shard_unit(module: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None) -> None:
-    """Shard one unit's parameters over the mesh's last axis; they are gathered for its forward and backward pass."""
+def shard_unit(
+    module: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None, *, zero: int = 3, offload: bool = False
+) -> None:
+    """Shard one unit's parameters over the mesh's last axis; they are gathered for its forward and backward pass, or
+    once for both."""
     policy = (
         MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
         if compute_dtype
         else MixedPrecisionPolicy()
     )
-    torch_fully_shard(module, mesh=mesh, mp_policy=policy)
+    torch_fully_shard(
+        module,
+        mesh=mesh,
+        mp_policy=policy,
+        reshard_after_forward=None if zero == 3 else False,  # None: but for the root, which is needed again at once
+        offload_policy=CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy(),
+    )
 
 
 def check_ties(ties: Sequence[Tie], units: Sequence[str]) -> None:
@@ -49,23 +58,22 @@ def shard(
     module: nn.Module,
     root: nn.Module,
     blocks: Sequence[tuple[str, nn.Module]],
-    mesh: DeviceMesh,
-    compute_dtype: torch.dtype | None,
+    shard_one: Callable[[nn.Module], None],
     *,
     seed: int,
     device: torch.device,
     cut: Callable[[str, nn.Module], None],
 ) -> None:
-    """Fill in and shard a model unit by unit: each block, then `root`, which is the module or wraps it, with the rest.
+    """Fill in a model and `shard_one` unit after the other: each block, then `root`, which is the module or wraps it.
 
     Raises: PlanError for a tie across units.
     """
     check_ties(find_ties(module), [name for name, _ in blocks])
 
-    def shard_one(unit: nn.Module) -> None:
-        shard_unit(root if unit is module else unit, mesh, compute_dtype)
+    def shard_unit_or_root(unit: nn.Module) -> None:
+        shard_one(root if unit is module else unit)
 
-    materialize(module, seed, device, [*blocks, ("", module)], shard_one, cut)
+    materialize(module, seed, device, [*blocks, ("", module)], shard_unit_or_root, cut)
     for child in root.modules():
         if isinstance(child, FSDPModule):
             # The loop divides once, by the global weight; FSDP2 would divide by the number of workers too.
@@ -73,8 +81,11 @@ def shard(
             child.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
 
 
-def sharded(parts: Parts, mesh: DeviceMesh, data_group: dist.ProcessGroup | None) -> Parts:
-    """Sum instead of mean, over all workers that read different data, with one norm over all shards."""
+def sharded(parts: Parts, mesh: DeviceMesh, data_group: dist.ProcessGroup | None, *, zero: int = 3) -> Parts:
+    """Sum instead of mean, over all workers that read different data, with one norm over all shards.
+
+    Under ZeRO 1 gradients are kept whole until the step's last backward pass; else each pass's are sharded at once.
+    """
     works: list[Any] = []
 
     def add_up(row: Tensor) -> None:
@@ -90,18 +101,20 @@ def sharded(parts: Parts, mesh: DeviceMesh, data_group: dist.ProcessGroup | None
     (module,) = parts.modules
     assert isinstance(module, FSDPModule)
 
-    def synchronize_gradients(flag: bool) -> None:
-        module.set_requires_gradient_sync(flag)
+    def is_last_backward(flag: bool) -> None:
+        if zero == 1:
+            module.set_requires_gradient_sync(flag)
+        module.set_requires_all_reduce(flag)  # between the groups of HSDP
         module.set_is_last_backward(flag)
 
     def begin() -> None:
         parts.begin()
-        synchronize_gradients(False)
+        is_last_backward(False)
 
     return replace(
         common,
         begin=begin,
         forward_backward=partial(
-            run_micro_batches, module, parts.objective, before_last=lambda: synchronize_gradients(True)
+            run_micro_batches, module, parts.objective, before_last=lambda: is_last_backward(True)
         ),
     )

@@ -68,7 +68,7 @@ def split(model: Any, objective: Objective, here: Here, *, seed: int, freeze: Se
     if plan.fsdp > 1:
         from konvoi.plan.split import fully_shard
 
-        parts = fully_shard.sharded(parts, mesh, here.data_group)
+        parts = fully_shard.sharded(parts, mesh, here.data_group, zero=plan.zero)
     elif plan.dp > 1:
         parts = replicate(parts, mesh.get_group("dp"))
     if plan.tp > 1:
@@ -109,7 +109,14 @@ def _settle(
 
     assert mesh is not None
     shards = mesh["dp", "fsdp"] if plan.dp > 1 else mesh["fsdp"]
-    fully_shard.shard(module, root, units, shards, here.precision.compute, seed=seed, device=here.device, cut=cut)
+    shard_one = partial(
+        fully_shard.shard_unit,
+        mesh=shards,
+        compute_dtype=here.precision.compute,
+        zero=plan.zero,
+        offload=plan.offload,
+    )
+    fully_shard.shard(module, root, units, shard_one, seed=seed, device=here.device, cut=cut)
 
 
 def _leave_whole(name: str, module: nn.Module) -> None:
