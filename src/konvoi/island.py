@@ -54,10 +54,13 @@ class LiveIsland:
 
     # -- the model ----------------------------------------------------------------------------------------------
 
-    def split(self, model: Any, objective: Objective, *, seed: int, freeze: Sequence[str] = ()) -> Parts:
-        """Build the model, and what this worker holds of it."""
+    def split(
+        self, model: Any, objective: Objective, *, seed: int, freeze: Sequence[str] = (), example: Any = None
+    ) -> Parts:
+        """Build the model, and what this worker holds of it. `example`, a batch, tells a pipeline how its parts follow
+        each other."""
         here = order.Here(self.plan, self.precision, self.device, self.mesh, self.data_group)
-        return order.split(model, objective, here, seed=seed, freeze=freeze)
+        return order.split(model, objective, here, seed=seed, freeze=freeze, example=example)
 
     # -- a step -------------------------------------------------------------------------------------------------
 

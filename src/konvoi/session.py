@@ -38,7 +38,13 @@ class Session:
         self.island, self.task, self.job = island, task, task.prepared.job
         self.is_leader = island.place.worker == 0
         self.emit = island.place.send if self.is_leader else lambda event: None
-        self.parts = island.split(self.job.model, self.job.objective, seed=self.job.seed, freeze=self.job.freeze)
+        self.parts = island.split(
+            self.job.model,
+            self.job.objective,
+            seed=self.job.seed,
+            freeze=self.job.freeze,
+            example=task.prepared.example() if task.plan.pp > 1 else None,
+        )
         for module in self.parts.modules:
             module.train()  # some arrive in evaluation mode, as those of transformers do
         self.learner = Learner(self.job, self.parts, task.prepared.num_steps)

@@ -162,8 +162,8 @@ def samples_read_twice(place, payload):
 def wrong_micro_batch(place, payload):
     """The last stage takes the labels of the micro-batch before."""
 
-    def forward(self, state, number):
-        return original(self, state, (number - 1).clamp(min=0) if self.is_last else number)
+    def forward(self, *state, number):
+        return original(self, *state, number=(number - 1).clamp(min=0) if self.is_last else number)
 
     original = stages.Stage.forward
     with patch.object(stages.Stage, "forward", forward):

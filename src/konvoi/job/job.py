@@ -159,6 +159,15 @@ class Prepared:
         """Of the training part; None for a stream."""
         return len(self.splits.train) if isinstance(self.splits.train, Source) else None
 
+    def example(self) -> Any:
+        """A batch of one sample; None where there is none to be had without taking it from a stream."""
+        source = self.splits.train if isinstance(self.splits.train, Source) else self.splits.valid
+        if source is None:
+            return None
+        from konvoi.job.data.collate import collate
+
+        return (self.job.collate or collate)([source[0]])
+
     def describe(self) -> dict[str, Any]:
         """For the run's record and the terminal's header."""
         job = self.job

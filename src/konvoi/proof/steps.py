@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from konvoi.fleet.worker import Place
 from konvoi.island import LiveIsland, enter
+from konvoi.job.data.collate import collate
 from konvoi.job.data.loader import Batches, eval_batches
 from konvoi.learner import Learner
 from konvoi.plan.island import Island
@@ -37,7 +38,8 @@ def trace(place: Place, payload: tuple[Case, Island]) -> Trace:
     found, plan = payload
     job = found.job
     with enter(place, plan) as island:
-        parts = island.split(job.model, job.objective, seed=job.seed, freeze=job.freeze)
+        example = (job.collate or collate)([job.data[0]])
+        parts = island.split(job.model, job.objective, seed=job.seed, freeze=job.freeze, example=example)
         learner = Learner(job, parts, found.steps)
         losses, norms, gradients = [], [], {}
         batches = Batches(

@@ -6,6 +6,8 @@ import torch
 import konvoi as kv
 from konvoi.errors import KonvoiError, PlanError
 from konvoi.observe.events import Evaluated, Ready, Sampled
+from konvoi.plan.split import stages
+from konvoi.values import MicroBatch
 from tests import small
 
 agent = small.agent  # a fixture
@@ -57,10 +59,19 @@ def test_frozen_first_stages_are_refused_with_what_to_do(agent, tmp_path, job):
     assert "fewer stages" in caught.value.hint
 
 
-def test_a_module_that_is_used_behind_the_blocks_and_before_them_does_not_pass_unseen(agent, tmp_path):
-    """What is elsewhere says nan: a model that reaches back to its first stage is no silent error."""
-    with pytest.raises(KonvoiError, match="not finite"):
+def test_a_module_that_is_used_behind_the_blocks_and_before_them_is_refused(agent, tmp_path):
+    with pytest.raises(PlanError, match="two calls of one part") as caught:
         small.train(agent, tmp_path, small.job(model=ReachesBack), kv.Island(pp=2))
+    assert caught.value.found.startswith("first is called again")
+
+
+def test_a_first_stage_that_is_reached_back_to_does_not_pass_unseen():
+    """Where the calls are not known: what is elsewhere says nan, so that a wrong guess is no silent error."""
+    batch = torch.randn(3, 6)
+    ((stage,), _) = stages.cut_up(ReachesBack(), 1, 2, "1f1b")
+    stage.connect()
+    stage.set(lambda module, batch: module(batch), [MicroBatch(batch)])
+    assert stage(torch.randn(3, 6), number=torch.zeros(1, dtype=torch.int64)).isnan().all()
 
 
 class ReachesBack(torch.nn.Module):

@@ -108,13 +108,13 @@ class Learned(nn.Module):
 
 def run(stage: Stage, batch, state):
     stage.set(lambda module, batch: module(batch), [MicroBatch(batch)])
-    return stage(state, torch.zeros(1, dtype=torch.int64))
+    return stage(*state, number=torch.zeros(1, dtype=torch.int64))
 
 
 def test_stages_one_after_the_other_are_the_model():
     torch.manual_seed(0)
     model, x = Learned(), torch.randn(2, 3, 4)
-    state = None
+    state = ()
     for worker in range(3):
         ((stage,), _) = cut_up(model, worker, 3, "1f1b")
         stage.connect()
@@ -140,5 +140,5 @@ def test_what_is_elsewhere_answers_in_shape_and_says_nothing():
 def test_the_stage_is_left_with_what_the_next_one_needs():
     x = torch.ones(2)
     with pytest.raises(Leave) as left:
-        Elsewhere(nn.Linear(2, 2), is_exit=True)(None, mask=None, hidden_states=x)
-    assert left.value.hidden is x
+        Elsewhere(nn.Linear(2, 2), flowing=())(None, mask=None, hidden_states=x)
+    assert left.value.state == (x,)

@@ -156,7 +156,7 @@ class Declared(nn.Module):
 )
 def test_what_cannot_be_cut_is_refused_with_the_numbers(model, tp, message, found):
     with pytest.raises(PlanError, match=message) as caught:
-        feasible.check(model, kv.Island(tp=tp), "cpu")
+        feasible.check(model, kv.objectives.next_token(), None, kv.Island(tp=tp), "cpu")
     assert caught.value.found.startswith(found)
     assert caught.value.hint or caught.value.expected
 

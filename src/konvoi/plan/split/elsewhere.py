@@ -9,31 +9,36 @@ the code is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 PLAIN = (int, float, bool, str, type(None))
 
 
 class Leave(Exception):
-    """Control flow: the stage's work is done; `hidden` is what the next one needs."""
+    """Control flow: the stage's work is done; `state` is what the next one needs."""
 
-    def __init__(self, hidden: Tensor) -> None:
+    def __init__(self, state: tuple[Tensor, ...]) -> None:
         super().__init__()
-        self.hidden = hidden
+        self.state = state
 
 
 class Elsewhere(nn.Module):
-    """Stands for a module that another stage holds. `twin`, on `meta`, tells what its output would look like."""
+    """Stands for a module that another stage holds. `twin`, on `meta`, tells what its output would look like; a block
+    whose twin cannot run there, as one that looks at numbers, gives what it takes.
 
-    def __init__(self, twin: nn.Module, *, is_exit: bool = False) -> None:
+    At the exit of a stage `flowing` says which leaves of the call are its state; () where only the first tensor is.
+    """
+
+    def __init__(self, twin: nn.Module, *, is_block: bool = False, flowing: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.__dict__["twin"] = twin  # not registered: its parameters are not this worker's
-        self.is_exit = is_exit
+        self.is_block, self.flowing = is_block, flowing
         self.known: dict[Any, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -44,55 +49,107 @@ class Elsewhere(nn.Module):
             return getattr(self.__dict__["twin"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.is_exit:
-            raise Leave(hidden_of(args, kwargs))
         leaves, structure = tree_flatten((args, kwargs))
-        key = (str(structure), *(_look(leaf) for leaf in leaves))
+        if self.flowing is not None:
+            raise Leave(tuple(leaves[n] for n in self.flowing or (first_tensor(args, kwargs),)))
+        key = (str(structure), *(_looks(leaf) for leaf in leaves))
         if key not in self.known:
-            with torch.no_grad():
-                meta_args, meta_kwargs = tree_map(_to_meta, (args, kwargs))
-                self.known[key] = self.twin(*meta_args, **meta_kwargs)
+            self.known[key] = self._look(args, kwargs)
         device = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), torch.device("cpu"))
         return tree_map(lambda leaf: _nan_like(leaf, device), self.known[key])
 
-
-def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What flows from block to block: the first tensor of a call."""
-    found: Tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    return found
-
-
-def put_in_place(block: nn.Module, received: Callable[[], Tensor]) -> None:
-    """Whatever a block is called with, it sees what `received` returns as its first tensor."""
-
-    def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args and isinstance(args[0], Tensor):
-            return (received(), *args[1:]), kwargs
-        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-        return args, kwargs | {name: received()}
-
-    block.register_forward_pre_hook(replace, prepend=True, with_kwargs=True)
+    def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        meta_args, meta_kwargs = tree_map(_to_meta, (args, kwargs))
+        try:
+            with torch.no_grad():
+                return self.twin(*meta_args, **meta_kwargs)
+        except Exception:
+            if not self.is_block:
+                raise
+            leaves, _ = tree_flatten((meta_args, meta_kwargs))
+            return leaves[first_tensor(meta_args, meta_kwargs)]
 
 
-def replace_modules(root: nn.Module, twins: nn.Module, foreign: Collection[str], exit_at: str | None) -> None:
-    """Put an `Elsewhere` in the place of each foreign module; the one named `exit_at` is where the stage ends."""
+class Entry:
+    """What a stage has received, in the place of what stands for it in the model's own code.
+
+    The first block's call shows which tensors those are; the code may hand some of them, as an encoder's output, to
+    later blocks, too.
+    """
+
+    def __init__(self, flowing: tuple[int, ...], received: Callable[[], tuple[Tensor, ...]]) -> None:
+        self.flowing, self.received = flowing, received
+        self.pairs: list[tuple[Any, Tensor]] = []  # what stands there, and what was received
+
+    def watch(self, parts: Sequence[nn.Module]) -> None:
+        """The first of these is the stage's first block."""
+        for number, part in enumerate(parts):
+            replace = self._begin if number == 0 else self._go_on
+            part.register_forward_pre_hook(replace, prepend=True, with_kwargs=True)
+
+    def actual(self, leaf: Any) -> Any:
+        return next((received for stand_in, received in self.pairs if leaf is stand_in), leaf)
+
+    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, structure = tree_flatten((args, kwargs))
+        places = self.flowing or (first_tensor(args, kwargs),)
+        self.pairs = [(leaves[n], state) for n, state in zip(places, self.received(), strict=True)]
+        return tree_unflatten([self.actual(leaf) for leaf in leaves], structure)
+
+    def _go_on(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tree_map(self.actual, (args, kwargs))
+
+
+def replace_modules(
+    root: nn.Module,
+    twins: nn.Module,
+    foreign: Collection[str],
+    blocks: Collection[str],
+    exits: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Put an `Elsewhere` in the place of each foreign module; where one of `exits` is called, the stage ends."""
     for name in foreign:
         parent_name, _, leaf = name.rpartition(".")
         parent = root.get_submodule(parent_name)
-        setattr(parent, leaf, Elsewhere(twins.get_submodule(name), is_exit=name == exit_at))
+        twin = twins.get_submodule(name)
+        setattr(parent, leaf, Elsewhere(twin, is_block=name in blocks, flowing=exits.get(name)))
 
 
-def remove_own_parameters(root: nn.Module, blocks: Collection[str]) -> None:
-    """Parameters that a module around the blocks holds itself belong to the first stage; elsewhere they are NaN."""
+def remove_own_parameters(root: nn.Module, blocks: Collection[str]) -> list[tuple[nn.Module, str]]:
+    """Parameters that a module around the blocks holds itself belong to the first stage; elsewhere they are NaN.
+
+    Returns where they were.
+    """
+    found = []
     for name, module in root.named_modules():
         if any(block.startswith(f"{name}." if name else "") for block in blocks) and not isinstance(module, Elsewhere):
             for leaf, parameter in list(module._parameters.items()):
                 if parameter is not None:
                     del module._parameters[leaf]
                     module.__dict__[leaf] = torch.full(parameter.shape, torch.nan, dtype=parameter.dtype)
+                    found.append((module, leaf))
+    return found
 
 
-def _look(leaf: Any) -> Any:
+def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Which leaf of a call is its first tensor: what flows from block to block, where nothing else is known."""
+    leaves, _ = tree_flatten((args, dict(kwargs)))
+    return next(n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+
+
+def copied(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module:
+    """The module with other tensors: its own, shared, or such as hold no memory."""
+    tensors = [*module.parameters(), *module.buffers()]
+    found: nn.Module = copy.deepcopy(module, {id(old): tensor(old) for old in tensors})
+    return found
+
+
+def on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _looks(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape), leaf.dtype
     return leaf if isinstance(leaf, PLAIN) else id(type(leaf))

@@ -8,16 +8,20 @@ import torch
 from torch import nn
 
 from konvoi.plan.island import Island
+from konvoi.values import Objective
 
 
-def check(model: Any, plan: Island, device_kind: str) -> tuple[str, ...]:
-    """What was derived, as a person reads it. `model` is a module, or a callable that makes one. Raises: PlanError."""
+def check(model: Any, objective: Objective, example: Any, plan: Island, device_kind: str) -> tuple[str, ...]:
+    """What was derived, as a person reads it. `model` is a module, or a callable that makes one; `example` a batch.
+
+    Raises: PlanError.
+    """
     module = on_meta(model)
     derived: list[str] = []
     if plan.pp > 1:
         from konvoi.plan.split import stages
 
-        stages.check(module, plan.pp, plan.schedule)
+        stages.cut_up(module, 0, plan.pp, plan.schedule, objective, example)
     if plan.tp > 1:
         from konvoi.plan.split import tensor_plan
 

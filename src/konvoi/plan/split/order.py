@@ -38,8 +38,13 @@ class Here:
     data_group: dist.ProcessGroup | None  # workers that read the other parts of the batch; None: all
 
 
-def split(model: Any, objective: Objective, here: Here, *, seed: int, freeze: Sequence[str] = ()) -> Parts:
-    """Raises: JobError, PlanError for what does not fit together."""
+def split(
+    model: Any, objective: Objective, here: Here, *, seed: int, freeze: Sequence[str] = (), example: Any = None
+) -> Parts:
+    """`example`: a batch, by which a pipeline finds out how the model's parts follow each other.
+
+    Raises: JobError, PlanError for what does not fit together.
+    """
     plan, mesh = here.plan, here.mesh
     module = build(model, seed, here.device, here.precision.parameters)
     _freeze(module, freeze)
@@ -58,7 +63,7 @@ def split(model: Any, objective: Objective, here: Here, *, seed: int, freeze: Se
     else:
         from konvoi.plan.split import pipeline, stages  # loads torch's pipelining
 
-        mine, tied = stages.cut_up(module, mesh.get_local_rank("pp"), plan.pp, plan.schedule)
+        mine, tied = stages.cut_up(module, mesh.get_local_rank("pp"), plan.pp, plan.schedule, objective, example)
         for stage in mine:
             if plan.tp > 1:
                 stage.pack, stage.unpack = tensor.packed, partial(tensor.seen_whole, mesh=mesh["tp"])

@@ -37,6 +37,9 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
+State = list[tuple[tuple[int, ...], torch.dtype]]  # of each tensor that travels between two stages
+
+
 class Pipeline:
     """The stages of one worker, and the schedules that they run by, one for each shape of micro-batches."""
 
@@ -44,8 +47,9 @@ class Pipeline:
         self.stages, self.objective, self.group, self.schedule = stages, objective, group, schedule
         self.pp = dist.get_world_size(group)
         self.device = next(parameter.device for stage in stages for parameter in stage.parameters())
+        self.dtype = torch.promote_types(torch.float32, next(stages[0].parameters()).dtype)  # of sums
         self.is_last = stages[-1].is_last
-        self.states: dict[Any, Tensor] = {}  # what travels, by the shapes of a batch
+        self.states: dict[Any, list[State]] = {}  # what each stage receives, by the shapes of a batch
         self.schedules: dict[Any, Any] = {}
 
     def forward_backward(self, micro: Sequence[MicroBatch], scale: float, announce: Callable[[Tensor], None]) -> None:
@@ -64,8 +68,7 @@ class Pipeline:
         numbers = torch.arange(len(micro))
         first = (numbers,) if self.stages[0].index == 0 else ()
         schedule.step(*first, number=numbers, target=numbers if self.is_last else None, return_outputs=False)
-        dtype = torch.float64 if next(self.stages[0].parameters()).dtype == torch.float64 else torch.float32
-        announce(torch.stack(pairs).sum(0) if pairs else torch.zeros(2, dtype=dtype, device=self.device))
+        announce(torch.stack(pairs).sum(0) if pairs else torch.zeros(2, dtype=self.dtype, device=self.device))
 
     @torch.no_grad()
     def run(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
@@ -73,18 +76,20 @@ class Pipeline:
         result = None
         for stage in self.stages:
             stage.set(function, [MicroBatch(batch)])
-        state = self._state(batch)
+        states = self._states(batch)
+        state: tuple[Tensor, ...] = ()
         for stage in self.stages:
             before, after = (self.worker_of(stage.index + step) for step in (-1, 1))
             me = dist.get_rank(self.group)
             if stage.index > 0 and before != me:
-                state = torch.empty_like(state)
-                dist.recv(state, group=self.group, group_src=before)
-            result = stage(state, torch.zeros(1, dtype=torch.int64))
+                state = self._empty(states[stage.index])
+                for one in state:
+                    dist.recv(one, group=self.group, group_src=before)
+            result = stage(*state, number=torch.zeros(1, dtype=torch.int64))
             if not stage.is_last:
                 state = result
-                if after != me:
-                    dist.send(state.contiguous(), group=self.group, group_dst=after)
+                for one in state if after != me else ():
+                    dist.send(one.contiguous(), group=self.group, group_dst=after)
         return result if self.is_last else None
 
     def worker_of(self, index: int) -> int:
@@ -103,8 +108,8 @@ class Pipeline:
             )
         key = (len(micro), *shapes)
         if key not in self.schedules:
-            state = self._state(micro[0].batch)
-            stages = [self._stage(stage, state) for stage in self.stages]
+            states = self._states(micro[0].batch)
+            stages = [self._stage(stage, states) for stage in self.stages]
             self.schedules[key] = SCHEDULES[self.schedule](
                 stages if self.schedule in TWO_STAGES else stages[0],
                 len(micro),
@@ -113,34 +118,41 @@ class Pipeline:
             )
         return self.schedules[key]
 
-    def _stage(self, stage: Stage, like: Tensor) -> PipelineStage:
-        state, loss = (torch.empty(shape, dtype=like.dtype, requires_grad=True) for shape in (like.shape, ()))
+    def _stage(self, stage: Stage, states: list[State]) -> PipelineStage:
+        def like(state: State) -> tuple[Tensor, ...]:
+            return tuple(torch.empty(shape, dtype=dtype, requires_grad=True) for shape, dtype in state)
+
         return PipelineStage(
             stage,
             stage.index,
             stage.num_stages,
             self.device,
-            input_args=torch.zeros(1, dtype=torch.int64) if stage.index == 0 else state,
-            output_args=loss if stage.is_last else state,
+            input_args=like(states[stage.index]) if stage.index > 0 else (torch.zeros(1, dtype=torch.int64),),
+            output_args=like([((), self.dtype)] if stage.is_last else states[stage.index + 1]),
             group=self.group,
         )
 
+    def _empty(self, state: State) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros(shape, dtype=dtype, device=self.device) for shape, dtype in state)
+
     @torch.no_grad()
-    def _state(self, batch: Any) -> Tensor:
-        """A tensor like what travels between two stages for such a batch: the first stage finds out, once."""
+    def _states(self, batch: Any) -> list[State]:
+        """Shapes and types of what each stage receives for such a batch: each in turn finds out what it sends, once."""
         key = _shapes(batch)
         if key not in self.states:
-            found: list[Any] = [None]
-            stage = self.stages[0]
-            if stage.index == 0:
-                was_training = stage.training
-                stage.eval()  # the shapes are the same, and running statistics stay as they are
-                hidden = stage(torch.zeros(0), torch.zeros(1, dtype=torch.int64))
-                stage.train(was_training)
-                found = [(hidden.shape, hidden.dtype)]
-            dist.broadcast_object_list(found, group=self.group, group_src=0)
-            shape, dtype = found[0]
-            self.states[key] = torch.empty(shape, dtype=dtype, device=self.device)
+            held = {stage.index: stage for stage in self.stages}
+            states: list[State] = [[]]
+            for index in range(self.stages[0].num_stages - 1):
+                told: list[Any] = [None]
+                if stage := held.get(index):
+                    was_training = stage.training
+                    stage.eval()  # the shapes are the same, and running statistics stay as they are
+                    sent = stage(*self._empty(states[index]), number=torch.zeros(1, dtype=torch.int64))
+                    stage.train(was_training)
+                    told = [[(tuple(one.shape), one.dtype) for one in sent]]
+                dist.broadcast_object_list(told, group=self.group, group_src=self.worker_of(index))
+                states.append(told[0])
+            self.states[key] = states
         return self.states[key]
 
 

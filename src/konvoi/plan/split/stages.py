@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from konvoi.errors import PlanError
 from konvoi.plan.island import TWO_STAGES
 from konvoi.plan.split.blocks import find_blocks
-from konvoi.plan.split.elsewhere import Leave, put_in_place, remove_own_parameters, replace_modules
+from konvoi.plan.split.calls import Calls, calls_of
+from konvoi.plan.split.elsewhere import (
+    Entry,
+    Leave,
+    copied,
+    on_meta,
+    remove_own_parameters,
+    replace_modules,
+)
 from konvoi.plan.split.parts import Tie, find_ties
-from konvoi.values import MicroBatch
+from konvoi.values import MicroBatch, Objective
 
 
 def stages_of(worker: int, pp: int, schedule: str) -> list[int]:
@@ -30,8 +36,9 @@ def stages_of(worker: int, pp: int, schedule: str) -> list[int]:
     return [worker, worker + pp if schedule == "interleaved" else 2 * pp - 1 - worker]
 
 
-def cut(costs: Sequence[float], num_stages: int) -> list[range]:
-    """Which blocks each stage holds: contiguous, none empty, the costliest stage as cheap as can be.
+def cut(costs: Sequence[float], num_stages: int, places: Collection[int] | None = None) -> list[range]:
+    """Which blocks each stage holds: contiguous, none empty, the costliest stage as cheap as can be. `places` are the
+    blocks that a stage may begin with, where not all may.
 
     >>> cut([1, 1, 1, 1, 4], 2)
     [range(0, 4), range(4, 5)]
@@ -50,7 +57,8 @@ def cut(costs: Sequence[float], num_stages: int) -> list[range]:
     for stages in range(1, num_stages):
         row = [(float("inf"), 0)] * len(total)
         for n in range(stages + 1, len(total)):
-            row[n] = min((max(best[-1][k][0], total[n] - total[k]), k) for k in range(stages, n))
+            ways = (k for k in range(stages, n) if places is None or k in places)
+            row[n] = min(((max(best[-1][k][0], total[n] - total[k]), k) for k in ways), default=row[n])
         best.append(row)
     ends = [len(costs)]
     for row in reversed(best[1:]):
@@ -62,14 +70,24 @@ def cut(costs: Sequence[float], num_stages: int) -> list[range]:
 class Stage(nn.Module):
     """One stage: calls a function of `(model, batch)` from the state received to where the next stage begins."""
 
-    def __init__(self, module: nn.Module, index: int, num_stages: int, blocks: Sequence[str]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        index: int,
+        num_stages: int,
+        blocks: Sequence[str],
+        others: Sequence[str] = (),
+        flowing: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         self.module = module
-        self.index, self.num_stages, self.blocks = index, num_stages, tuple(blocks)
+        self.index, self.num_stages, self.blocks, self.others = index, num_stages, tuple(blocks), tuple(others)
+        # Of the first block's call `flowing` leaves are received; (): the first tensor.
+        self.entry = Entry(flowing, self.state)
         self.function: Callable[[nn.Module, Any], Any] = lambda module, batch: None
         self.finish: Callable[[Any, MicroBatch], Any] = lambda result, item: result
         self.micro: Sequence[MicroBatch] = ()
-        self.received: Tensor | None = None
+        self.received: tuple[Tensor, ...] = ()
         # How the state that travels, a plain tensor, becomes what the blocks see, and back.
         self.unpack: Callable[[Tensor], Tensor] = lambda state: state
         self.pack: Callable[[Tensor], Tensor] = lambda state: state
@@ -78,26 +96,27 @@ class Stage(nn.Module):
     def is_last(self) -> bool:
         return self.index == self.num_stages - 1
 
-    def forward(self, state: Tensor, number: Tensor) -> Any:
+    def forward(self, *state: Tensor, number: Tensor) -> Any:
         """`state`: what the stage before sent; the first stage ignores it. `number` (1,): which micro-batch."""
         self.received = state
         item = self.micro[int(number.item())]
         try:
             return self.finish(self.function(self.module, item.batch), item)
         except Leave as left:
-            return self.pack(left.hidden)
+            # What only passes through is copied: a schedule takes what it sends out of the graph, in place.
+            sent = [self.pack(self.entry.actual(one)) for one in left.state]
+            return tuple((one.clone() if any(one is two for two in state) else one).contiguous() for one in sent)
         finally:
-            self.received = None
+            self.received, self.entry.pairs = (), []
 
     def connect(self) -> None:
         """From now on the first block sees what was received. Called when the stage is sharded and ready: this comes
         before what FSDP2 does with a block's inputs."""
         if self.index > 0:
-            put_in_place(self.module.get_submodule(self.blocks[0]), self.state)
+            self.entry.watch([self.module.get_submodule(name) for name in (*self.blocks, *self.others)])
 
-    def state(self) -> Tensor:
-        assert self.received is not None
-        return self.unpack(self.received)
+    def state(self) -> tuple[Tensor, ...]:
+        return tuple(self.unpack(one) for one in self.received)
 
     def set(self, function: Any, micro: Sequence[MicroBatch], finish: Any = lambda result, item: result) -> None:
         self.function, self.micro, self.finish = function, micro, finish
@@ -112,36 +131,94 @@ class Tied:
     copies: Mapping[int, str]  # by stage
 
 
-def cut_up(module: nn.Module, worker: int, pp: int, schedule: str) -> tuple[list[Stage], list[Tied]]:
+def cut_up(
+    module: nn.Module, worker: int, pp: int, schedule: str, objective: Objective | None = None, example: Any = None
+) -> tuple[list[Stage], list[Tied]]:
     """The stages that one worker holds, each a copy of the model in which the others' modules are elsewhere.
 
-    Raises: PlanError where the model cannot be cut, or not so often.
+    The blocks follow each other as the model calls them for `example`, a batch; without one, or where that cannot be
+    found out, as it names them. Raises: PlanError where the model cannot be cut, or not so often.
     """
     names = [name for name, _ in find_blocks(module)]
+    parts = _parts(module, names)
+    calls = calls_of(module, objective, example, parts, names) if objective and example is not None else None
+    names, blocks_of, places = _in_order(names, parts, calls)
+    num_stages = len(stages_of(0, pp, schedule)) * pp
+    costs = [
+        sum(_cost(module.get_submodule(part)) for part in parts if blocks_of[part] == n) for n in range(len(names))
+    ]
+    again = [part for part in parts if calls and len(calls.moments.get(part, ())) > 1]
+    if places is not None and 1 + len(places) < num_stages <= len(names):
+        raise PlanError(
+            "no stage can begin between two calls of one part",
+            found=f"{again[0]} is called again behind blocks: {1 + len(places)} stages at most, not {num_stages}",
+            hint="fewer stages, or a part of its own for each place",
+        )
+    ranges = cut(costs, num_stages, places)
+    stage_of_block = [index for index, blocks in enumerate(ranges) for _ in blocks]
+    stage_of = {part: stage_of_block[blocks_of[part]] for part in parts}
+    flowing = calls.flowing if calls else {}
+    twins = copied(module, on_meta)
+    stages = []
+    for index in stages_of(worker, pp, schedule):
+        own = copied(module, lambda tensor: tensor)
+        end = ranges[index].stop
+        exits = {names[end]: flowing.get(names[end], ())} if end < len(names) else {}
+        replace_modules(own, twins, [part for part in parts if stage_of[part] != index], names, exits)
+        if index > 0:
+            remove_own_parameters(own, names)
+        held = [names[n] for n in ranges[index]]
+        others = [part for part in parts if stage_of[part] == index and part not in names]
+        stages.append(Stage(own, index, num_stages, held, others, flowing.get(held[0], ())))
+    return stages, [tied for tie in find_ties(module) if (tied := _tied(tie, stage_of)) is not None]
+
+
+def _in_order(
+    names: Sequence[str], parts: Sequence[str], calls: Calls | None
+) -> tuple[list[str], dict[str, int], list[int] | None]:
+    """The blocks as they follow each other, the block that each part goes with, and where stages may begin.
+
+    A part goes with the last block before it. Raises: PlanError.
+    """
     containers = {name.rpartition(".")[0] for name in names}
-    if len(containers) != 1:
+    if not containers or (len(containers) > 1 and calls is None):
         raise PlanError(
             "pp needs a model whose repeated blocks follow each other in one list",
             found=f"{len(containers)} such lists" + (f": {', '.join(sorted(containers))}" if containers else ""),
             hint="dp, fsdp and accumulation work with any model",
         )
-    num_stages = len(stages_of(0, pp, schedule)) * pp
-    units = _units(module, names)
-    costs = [sum(_cost(module.get_submodule(unit)) for unit, block in units if block == n) for n in range(len(names))]
-    ranges = cut(costs, num_stages)
-    stage_of_block = [index for index, blocks in enumerate(ranges) for _ in blocks]
-    twins = _copy(module, _on_meta)
-    stages = []
-    for index in stages_of(worker, pp, schedule):
-        copied = _copy(module, lambda tensor: tensor)
-        foreign = [name for name, block in units if stage_of_block[block] != index]
-        end = ranges[index].stop
-        replace_modules(copied, twins, foreign, names[end] if end < len(names) else None)
-        if index > 0:
-            remove_own_parameters(copied, names)
-        stages.append(Stage(copied, index, num_stages, [names[n] for n in ranges[index]]))
-    stage_of = {unit: stage_of_block[block] for unit, block in units}
-    return stages, [tied for tie in find_ties(module) if (tied := _tied(tie, stage_of)) is not None]
+    if calls is None:
+        reached, blocks_of = 0, {}
+        for part in parts:
+            reached = names.index(part) if part in names else reached
+            blocks_of[part] = reached
+        return list(names), blocks_of, None
+    again = [name for name in names if len(calls.moments.get(name, ())) > 1]
+    if again:
+        raise PlanError(
+            "pp needs blocks that are called once in a forward pass",
+            found=f"{again[0]}: {len(calls.moments[again[0]])} times",
+            hint="dp, fsdp and tp work with any model",
+        )
+    begins: dict[str, int] = {}
+    latest = -1
+    for name in names:  # one that is never called stays where it is named
+        latest = first if (first := calls.first(name)) is not None else latest
+        begins[name] = latest
+    ordered = sorted(names, key=lambda name: begins[name])
+    blocks_of = {}
+    for part in parts:
+        moment = calls.first(part)
+        before = [n for n, name in enumerate(ordered) if moment is not None and begins[name] <= moment]
+        blocks_of[part] = ordered.index(part) if part in ordered else max(before, default=0)
+    # No stage begins where a part that was called before is called again.
+    spans = {part: (calls.moments[part][0], calls.moments[part][-1]) for part in parts if part in calls.moments}
+    places = [
+        n
+        for n in range(1, len(ordered))
+        if not any(first < begins[ordered[n]] <= last for first, last in spans.values())
+    ]
+    return ordered, blocks_of, places
 
 
 def _tied(tie: Tie, stage_of: Mapping[str, int]) -> Tied | None:
@@ -155,27 +232,17 @@ def _tied(tie: Tie, stage_of: Mapping[str, int]) -> Tied | None:
     return Tied(tie.owner, owner, copies) if copies else None
 
 
-def check(module: nn.Module, pp: int, schedule: str) -> None:
-    """Raises: PlanError where a model, which may be on `meta`, cannot be cut so often."""
-    cut_up(module, 0, pp, schedule)
-
-
-def _units(module: nn.Module, blocks: Sequence[str]) -> list[tuple[str, int]]:
-    """Every largest module with parameters that holds no other block, and the block that it goes with: the last one
-    before it in the order in which the model names its parts."""
-    found: list[tuple[str, int]] = []
-    reached = 0
+def _parts(module: nn.Module, blocks: Sequence[str]) -> list[str]:
+    """Every largest module with parameters that holds no other block, blocks included, as the model names them."""
+    found: list[str] = []
 
     def visit(name: str, parent: nn.Module) -> None:
-        nonlocal reached
         for child_name, child in parent.named_children():
             full = f"{name}.{child_name}" if name else child_name
-            if full in blocks:
-                reached = blocks.index(full)
             if full not in blocks and any(block.startswith(f"{full}.") for block in blocks):
                 visit(full, child)
             elif any(True for _ in child.parameters()):
-                found.append((full, reached))
+                found.append(full)
 
     visit("", module)
     return found
@@ -191,15 +258,3 @@ def _cost(module: nn.Module) -> float:
         if parameter.ndim > 1
     )
     return float(sum(matrices))
-
-
-def _copy(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module:
-    """The module with other tensors: its own, shared, or such as hold no memory."""
-    tensors = [*module.parameters(), *module.buffers()]
-    copied: nn.Module = copy.deepcopy(module, {id(old): tensor(old) for old in tensors})
-    return copied
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

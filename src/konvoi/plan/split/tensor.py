@@ -21,21 +21,24 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from konvoi.plan.split.parts import Parts, gradients_of
-from konvoi.plan.split.tensor_plan import is_transposed, styles
+from konvoi.plan.split.parts import Parts, gradients_of, like
+from konvoi.plan.split.tensor_plan import is_transposed, style_of, styles
 from konvoi.values import MicroBatch, takes_vocabulary_shards
 
 # Where a parameter is cut, by the style of its module: (matrix, vector); a vector is a bias.
 CUTS: dict[str, tuple[Placement, Placement]] = {
     "colwise": (Shard(0), Shard(0)),
-    "colwise_gather_output": (Shard(0), Shard(0)),
     "rowwise": (Shard(1), Replicate()),
     "embedding_rowwise": (Shard(0), Replicate()),
     "embedding_colwise": (Shard(1), Replicate()),
+    "packed_colwise": (Shard(0), Shard(0)),  # of matrices that stand one above the other: cut where none of them ends
     "replicate": (Replicate(), Replicate()),
+    "local": (Replicate(), Replicate()),
+    "local_partial": (Replicate(), Replicate()),
 }
 
 
@@ -44,7 +47,7 @@ class Cutter:
     sequence parallelism (arXiv 2205.05198 section 4.2.2) cut along the sequence."""
 
     def __init__(self, root: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *, sequence_parallel: bool) -> None:
-        self.mesh, self.styles = mesh, styles(root, plan, mesh.size())
+        self.mesh, self.plan, self.styles = mesh, plan, styles(root, plan, mesh.size())
         self.residual: Placement = Shard(1) if sequence_parallel else Replicate()
 
     def cut(self, name: str, module: nn.Module) -> None:
@@ -54,19 +57,30 @@ class Cutter:
             return
         style = self.styles[name]
         for leaf, parameter in list(module.named_parameters(recurse=False)):
-            placement = CUTS[style][0 if parameter.ndim > 1 else 1]
-            if is_transposed(module) and parameter.ndim > 1 and isinstance(placement, Shard):
-                placement = Shard(1 - placement.dim)
+            placement = self._placement(f"{name}.{leaf}", style, module, parameter)
             whole = parameter.detach()
             # Every worker has drawn the whole of it alike, so each keeps its own part, and nothing is sent.
             part = distribute_tensor(whole, self.mesh, [placement], src_data_rank=None)
             module.register_parameter(leaf, nn.Parameter(_own_memory(part), parameter.requires_grad))
-        if style.startswith("colwise"):
+        if "colwise" in style and not style.startswith("embedding"):
             module.register_forward_pre_hook(_gather_inputs)
-        if style == "colwise_gather_output":
+        if style.startswith("local"):
+            run_locally(module, self.mesh, is_partial=style == "local_partial")
+        if style == "packed_colwise":
             module.register_forward_hook(partial(_lay_out, placement=Replicate()))
         if style in ("rowwise", "embedding_rowwise", "embedding_colwise"):
             module.register_forward_hook(partial(_lay_out, placement=self.residual))
+
+    def _placement(self, name: str, style: str, module: nn.Module, parameter: nn.Parameter) -> Placement:
+        own = style_of(name, self.plan)  # that of experts, which stand in one parameter (experts, out, in)
+        if parameter.ndim == 3 and own == "packed_colwise":
+            return _StridedShard(1, split_factor=2)  # of each of two matrices that stand one above the other, a part
+        if parameter.ndim == 3:
+            return {"colwise": Shard(1), "rowwise": Shard(2)}.get(own, Replicate())
+        placement = CUTS[style][0 if parameter.ndim > 1 else 1]
+        if is_transposed(module) and parameter.ndim > 1 and isinstance(placement, Shard):
+            return Shard(1 - placement.dim)
+        return placement
 
     def _gather_once(self, name: str, module: nn.Module) -> None:
         """With sequence parallelism, what several matrices read is gathered once, where they all stand in one module
@@ -100,9 +114,46 @@ def _lay_out_one(value: Any, placement: Placement) -> Any:
         return value
     if isinstance(placement, Shard) and value.ndim < 3:
         placement = Replicate()  # nothing that has a sequence
+    if value.requires_grad:
+        value.register_hook(_contiguous)
     found = value.redistribute(placements=[placement])
     # Once more, so that a gradient that is a sum is added up here: it cannot go back through an embedding's part.
     return found.redistribute(placements=[placement]) if isinstance(placement, Replicate) else found
+
+
+def run_locally(module: nn.Module, mesh: DeviceMesh, *, is_partial: bool) -> None:
+    """Run a module on plain tensors, with operators that DTensor does not know. Each worker computes the same; or with
+    parts of its parameters that give summands of the result, `is_partial`."""
+    original = module.forward
+    gradients = [Partial() if is_partial else Replicate()]
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        return value.redistribute(placements=[Replicate()]).to_local(grad_placements=gradients)
+
+    def shared(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        found = DTensor.from_local(value, mesh, gradients, run_check=False)
+        return found.redistribute(placements=[Replicate()])
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        parameters = dict(module._parameters)
+        try:
+            for leaf, parameter in parameters.items():
+                module._parameters[leaf] = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            return tree_map(shared, original(*tree_map(own, args), **tree_map(own, kwargs)))
+        finally:
+            module._parameters.update(parameters)
+
+    module.forward = forward
+
+
+def _contiguous(gradient: Tensor) -> Tensor:
+    """A part of a gradient is a view with gaps, which DTensor takes for one without (torch 2.13)."""
+    assert isinstance(gradient, DTensor)
+    return like(gradient, gradient.to_local().contiguous())
 
 
 def whole(value: Any) -> Any:
@@ -160,6 +211,9 @@ def _attend(
         seen = tensor if isinstance(tensor, DTensor) else seen_whole(tensor, mesh)
         if tensor.shape[1] % num_workers == 0:
             cut: Tensor = seen.redistribute(placements=[Shard(1)]).to_local()
+            if seen.placements != (Shard(1),) and cut.requires_grad:
+                # What is gathered from it has no gaps, but keeps the strides that it had (torch 2.13).
+                cut.register_hook(Tensor.contiguous)
             return cut
         group = heads // tensor.shape[1]  # queries that share a head
         every: Tensor = seen.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])

@@ -14,7 +14,25 @@ from torch import nn
 from konvoi.errors import PlanError, did_you_mean
 from konvoi.plan.split.blocks import find_blocks
 
-STYLES = ("colwise", "colwise_gather_output", "rowwise", "embedding_rowwise", "embedding_colwise", "replicate")
+STYLES = (
+    *("colwise", "packed_colwise", "rowwise", "embedding_rowwise", "embedding_colwise"),
+    *("replicate", "local", "local_partial"),
+)
+# What transformers calls the same, or what comes to the same where every tensor knows its whole shape.
+ALIASES = {
+    "colwise_rep": "colwise",
+    "colwise_gather_output": "colwise",
+    "rowwise_rep": "rowwise",
+    "rowwise_split_input": "rowwise",
+    "packed_rowwise": "rowwise",
+    "replicated_with_grad_allreduce": "replicate",
+    "sequence_parallel": "replicate",
+    "mla_kv_a_proj": "replicate",
+    "all_reduce": "replicate",
+    "moe_tp_experts": "local_partial",
+}
+# DTensor's convolutions cut images over workers, which is another thing: they stay whole, on plain tensors.
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")  # what attention's fields are called
 KV_HEADS = ("num_kv_heads", "num_key_value_heads")
 
@@ -25,7 +43,7 @@ def plan_of(module: nn.Module) -> dict[str, str]:
     Raises: PlanError, where neither says anything.
     """
     declared: Any = getattr(module, "tp_plan", None)
-    plan = dict(declared) if declared else inferred(module)
+    plan = {name: ALIASES.get(style, style) for name, style in (declared or inferred(module)).items()}
     if not plan:
         raise PlanError(
             "tp does not know how to cut this model",
@@ -69,7 +87,7 @@ def _of_block(block: nn.Module) -> dict[str, str]:
             found[last] = "rowwise"
             for child, part in before:  # those of queries, keys and values in one are cut where none of them ends
                 is_fused = shape_of(part)[0] > shape_of(out)[1]
-                found[child] = "colwise_gather_output" if is_fused else "colwise"
+                found[child] = "packed_colwise" if is_fused else "colwise"
     rest = [(name, part) for name, part in block.named_modules() if is_matrix(part) and name not in found]
     width = width or (shape_of(rest[0][1])[1] if len(rest) > 1 else None)
     for name, part in rest:
@@ -109,7 +127,7 @@ def check(module: nn.Module, tp: int, device_kind: str) -> str:
     """How the model will be cut, as a person reads it. Raises: PlanError where it cannot be, over so many workers."""
     plan = plan_of(module)
     _check_dropout(module, tp, device_kind)
-    names = [name for name, _ in module.named_modules()]
+    names = [*(name for name, _ in module.named_modules()), *(name for name, _ in module.named_parameters())]
     for name, style in plan.items():
         if style not in STYLES:
             raise PlanError("unknown style in tp_plan", found=f"{name}: {style}", hint=did_you_mean(style, STYLES))
@@ -159,7 +177,7 @@ def styles(module: nn.Module, plan: Mapping[str, str], tp: int) -> dict[str, str
     found = {}
     for name, part in module.named_modules():
         if any(True for _ in part.parameters(recurse=False)):
-            style = style_of(name, plan)
+            style = "local" if isinstance(part, CONVOLUTIONS) else style_of(name, plan)
             parent = module.get_submodule(name.rpartition(".")[0])
             is_shared = style == "colwise" and _is_of_fewer_heads(part, parent, tp)
             found[name] = "replicate" if is_shared else style

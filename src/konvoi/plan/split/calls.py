@@ -1,0 +1,74 @@
+"""In which order a model calls its parts, and what flows from block to block: found by running it without its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from konvoi.plan.split.elsewhere import Elsewhere, copied, on_meta, remove_own_parameters
+from konvoi.values import Objective
+
+
+@dataclass
+class Calls:
+    """Moments are numbered from 0; a part that is not called has none."""
+
+    moments: dict[str, list[int]] = field(default_factory=dict)  # by name of part
+    # By block: which of its arguments' leaves depend on parameters, and so come from the stage before.
+    flowing: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def first(self, name: str) -> int | None:
+        return self.moments[name][0] if name in self.moments else None
+
+
+class Heard(Elsewhere):
+    """Stands for a part, and writes down when it is called and with what."""
+
+    def __init__(self, twin: nn.Module, name: str, calls: Calls, *, is_block: bool) -> None:
+        super().__init__(twin, is_block=is_block)
+        self.name, self.calls = name, calls
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        moment = sum(map(len, self.calls.moments.values()))
+        self.calls.moments.setdefault(self.name, []).append(moment)
+        if self.is_block:
+            leaves, _ = tree_flatten((args, kwargs))
+            flowing = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+            self.calls.flowing.setdefault(self.name, tuple(flowing))
+        return tree_map(_marked, super().forward(*args, **kwargs))
+
+
+def calls_of(
+    module: nn.Module, objective: Objective, example: Any, parts: Sequence[str], blocks: Sequence[str]
+) -> Calls | None:
+    """None where the model's own code cannot run without its parts, whose answers have no numbers."""
+    calls, twins, glue = Calls(), copied(module, on_meta), copied(module, _on_cpu)
+    for name in parts:
+        path, _, leaf = name.rpartition(".")
+        heard = Heard(twins.get_submodule(name), name, calls, is_block=name in blocks)
+        setattr(glue.get_submodule(path), leaf, heard)
+    for owner, leaf in remove_own_parameters(glue, parts):
+        owner.__dict__[leaf].requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            objective(glue, example)
+    except Exception:  # whatever a model does with numbers that are not there
+        return None
+    return calls
+
+
+def _marked(leaf: Any) -> Any:
+    """What comes from parameters, frozen ones too, can be told by asking for a gradient."""
+    return leaf.requires_grad_(True) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Parts bring no memory; what is left, small buffers of the model's own, is filled with zeros on `meta`."""
+    if isinstance(tensor, nn.Parameter):
+        return on_meta(tensor)
+    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
