@@ -12,7 +12,7 @@ from konvoi.values import takes_vocabulary_shards
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["classification", "next_token", "regression"]
+__all__ = ["classification", "masked_token", "next_token", "regression", "sequence_to_sequence"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,9 @@ class NextToken:
     ignore_index: int = -100
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]:
-        from konvoi.job.vocabulary_parallel import cross_entropy_sum
-
-        input_ids, targets = batch["input_ids"], self.targets(batch)
         mask = batch.get("attention_mask")
-        token = takes_vocabulary_shards.set(True)
-        try:
-            if mask is None:
-                output = model(input_ids[:, :-1])  # (batch, seq, vocab)
-            else:
-                output = model(input_ids[:, :-1], attention_mask=mask[:, :-1])
-        finally:
-            takes_vocabulary_shards.reset(token)
-        loss_sum = cross_entropy_sum(getattr(output, "logits", output), targets, self.ignore_index)
-        return loss_sum, (targets != self.ignore_index).sum().to(loss_sum.dtype)
+        inputs = {} if mask is None else {"attention_mask": mask[:, :-1]}
+        return _token_loss(model, inputs, self.targets(batch), self.ignore_index, batch["input_ids"][:, :-1])
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(batch, seq): what each position is to predict."""
@@ -50,6 +39,42 @@ class NextToken:
         targets = batch["input_ids"][:, 1:]
         mask = batch.get("attention_mask")
         return targets if mask is None else targets.masked_fill(mask[:, 1:] == 0, self.ignore_index)
+
+
+@dataclass(frozen=True)
+class MaskedToken:
+    """Cross entropy of the tokens that were hidden, in nats; the weight is their number.
+
+    The batch has `input_ids` (batch, seq), some of them masked; `labels` of the same shape, -100 where nothing was
+    (as transformers' DataCollatorForLanguageModeling makes them); optionally `attention_mask`.
+    """
+
+    _: KW_ONLY
+    ignore_index: int = -100
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        return _token_loss(model, inputs, batch["labels"], self.ignore_index)
+
+
+@dataclass(frozen=True)
+class SequenceToSequence:
+    """Cross entropy of each token of `labels` given those before it and the whole of `input_ids`, in nats.
+
+    The batch has `input_ids` (batch, seq), `labels` (batch, length) with -100 for what does not count, optionally
+    `attention_mask`. The decoder reads the labels moved by one behind the token `start`, as transformers does it.
+    """
+
+    _: KW_ONLY
+    start: int = 0
+    ignore_index: int = -100
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        known = labels.masked_fill(labels == self.ignore_index, self.start)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        inputs["decoder_input_ids"] = known.roll(1, dims=1).index_fill(1, labels.new_zeros(1), self.start)
+        return _token_loss(model, inputs, labels, self.ignore_index)
 
 
 @dataclass(frozen=True)
@@ -103,8 +128,25 @@ class Regression:
 
 
 next_token = NextToken
+masked_token = MaskedToken
+sequence_to_sequence = SequenceToSequence
 classification = Classification
 regression = Regression
+
+
+def _token_loss(
+    model: nn.Module, inputs: Mapping[str, Tensor], targets: Tensor, ignore_index: int, *first: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of logits (batch, seq, vocab), which under tp are only a worker's part of the vocabulary."""
+    from konvoi.job.vocabulary_parallel import cross_entropy_sum
+
+    token = takes_vocabulary_shards.set(True)
+    try:
+        output = model(*first, **inputs)
+    finally:
+        takes_vocabulary_shards.reset(token)
+    loss_sum = cross_entropy_sum(getattr(output, "logits", output), targets, ignore_index)
+    return loss_sum, (targets != ignore_index).sum().to(loss_sum.dtype)
 
 
 def _logits(output: Any) -> Tensor:

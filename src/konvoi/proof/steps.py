@@ -83,28 +83,32 @@ def _whole(tensor: Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
-def differences(found: Trace, expected: Trace, tolerance: float, *, only_losses: bool = False) -> list[str]:
-    """What differs by more than the tolerance, relative to the largest element; empty where the two are equal."""
-    return list(_differences(found, expected, tolerance, only_losses))
+def differences(
+    found: Trace, expected: Trace, tolerance: float, *, only_losses: bool = False, floor: float = 1e-12
+) -> list[str]:
+    """What differs by more than the tolerance, relative to the largest element or `floor`; empty where all is equal."""
+    return list(_differences(found, expected, tolerance, only_losses, floor))
 
 
-def _differences(found: Trace, expected: Trace, tolerance: float, only_losses: bool) -> Iterator[str]:
+def _differences(found: Trace, expected: Trace, tolerance: float, only_losses: bool, floor: float) -> Iterator[str]:
     for what in ("losses",) if only_losses else ("losses", "norms", "held_out"):
-        yield from _difference(what, np.asarray(getattr(found, what)), np.asarray(getattr(expected, what)), tolerance)
+        yield from _difference(
+            what, np.asarray(getattr(found, what)), np.asarray(getattr(expected, what)), tolerance, floor
+        )
     for what in () if only_losses else ("gradients", "weights"):
         mine, other = getattr(found, what), getattr(expected, what)
         for name in sorted(mine.keys() | other.keys()):
             if name in mine and name in other:
-                yield from _difference(f"{what} {name}", mine[name], other[name], tolerance)
+                yield from _difference(f"{what} {name}", mine[name], other[name], tolerance, floor)
             else:
                 yield f"{what} {name}: only on one side"
 
 
-def _difference(name: str, found: Any, expected: Any, tolerance: float) -> Iterator[str]:
+def _difference(name: str, found: Any, expected: Any, tolerance: float, floor: float) -> Iterator[str]:
     if found.shape != expected.shape:
         yield f"{name}: shape {found.shape} instead of {expected.shape}"
         return
-    error = float(np.abs(found - expected).max(initial=0.0) / max(np.abs(expected).max(initial=0.0), 1e-12))
+    error = float(np.abs(found - expected).max(initial=0.0) / max(np.abs(expected).max(initial=0.0), floor))
     if not error <= tolerance:  # nan, too
         yield f"{name}: relative difference {error:.1e}"
 

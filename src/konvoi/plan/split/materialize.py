@@ -75,6 +75,7 @@ def materialize(
 def _fill(root: nn.Module, name: str, module: nn.Module, seed: int, device: torch.device) -> None:
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     if not any(tensor.is_meta for tensor in own):
+        module._buffers.update({name: b.to(device) for name, b in module.named_buffers(recurse=False)})
         return
     assert isinstance(root, InitializesByName)
     _make_room(module, device)
@@ -89,7 +90,8 @@ def _make_room(module: nn.Module, device: torch.device) -> None:
         room = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         module.register_parameter(name, nn.Parameter(room, requires_grad=parameter.requires_grad))
     for name, buffer in module.named_buffers(recurse=False):
-        module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+        room = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+        module._buffers[name] = room if buffer.is_meta else buffer.to(device)
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
