@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check format docs bench bench-setup constraints clean
+.PHONY: help setup demo demo-split test soak equivalence check format docs bench bench-setup constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## ?/\1\t/' | expand -t 14
@@ -20,11 +20,17 @@ setup: $(VENV)/.core  ## install what a first run needs
 demo: $(VENV)/.core  ## train a small GPT on Python's standard library, with 2 workers
 	$(BIN)/konvoi train recipes/stdlib_gpt.py --workers 2 $(ARGS)
 
+demo-split: $(VENV)/.dev  ## a model of transformers as dp2 x pp2, resumed as tp4, exported, loaded by transformers
+	$(BIN)/python examples/split_anything.py $(ARGS)
+
 test: $(VENV)/.dev  ## every test but the slow ones (ARGS="tests/job -k text" narrows it)
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 soak: $(VENV)/.dev  ## the slow tests; none being there (pytest's status 5) is fine
 	$(BIN)/python -m pytest -q -m slow $(ARGS) || [ $$? -eq 5 ]
+
+equivalence: $(VENV)/.dev  ## every row of the equivalence table, and docs/equivalence.md from it
+	KONVOI_WRITE_TABLE=1 $(BIN)/python -m pytest -q tests/conformance $(ARGS)
 
 check: $(VENV)/.dev  ## lint, format, types, and who may import whom
 	$(BIN)/ruff check .

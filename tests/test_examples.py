@@ -44,6 +44,11 @@ def test_the_own_loop_learns():
 
 
 @pytest.mark.slow
+def test_a_model_of_transformers_is_split_resumed_and_exported(tmp_path):
+    assert load(ROOT / "examples" / "split_anything.py").main(["--folder", str(tmp_path), "--steps", "4"]) < 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spirals", "write_python"])
 def test_a_program_runs_to_its_end(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

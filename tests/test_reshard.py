@@ -61,9 +61,7 @@ QUICK = [("fsdp2 tp2", "pp3"), ("pp2", "tp4")]
 @pytest.mark.parametrize(
     ("written", "read"), [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in PAIRS]
 )
-def test_a_checkpoint_of_any_plan_goes_on_under_any_other(
-    agent, job, reference, interrupted, tmp_path, written, read
-):
+def test_a_checkpoint_of_any_plan_goes_on_under_any_other(agent, job, reference, interrupted, tmp_path, written, read):
     import shutil
 
     shutil.copytree(interrupted / written, tmp_path / written)

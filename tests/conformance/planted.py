@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from konvoi.island import LiveIsland
 from konvoi.job import vocabulary_parallel
 from konvoi.learner import Learner
-from konvoi.plan.split import fully_shard, materialize, parts, pipeline, replicate, stages, tensor
+from konvoi.plan.split import fully_shard, local_attention, materialize, parts, pipeline, replicate, stages, tensor
 from konvoi.proof import trace
 
 
@@ -226,8 +226,8 @@ def keys_of_other_heads(place, payload):
         k, v = (torch.cat([t[:, :1], t[:, :1]], dim=1) if t.shape[1] == 2 else t for t in (k, v))
         return original(mesh, worker, num_workers, q, k, v, **fields)
 
-    original = tensor._attend
-    with patch.object(tensor, "_attend", attend):
+    original = local_attention._attend
+    with patch.object(local_attention, "_attend", attend):
         return trace(place, payload)
 
 

@@ -6,6 +6,8 @@ from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.pool import Pool
 from konvoi.plan.island import TWO_STAGES
 from konvoi.proof import PRELOAD, Table, is_a_fair_test, rows
+from tests.conformance import page
+from tests.conformance.families import FAMILIES
 
 ROWS = rows(4)
 # A row that compiles takes seconds, those of the GPT as many again on a busy machine; so do two stages that recompute,
@@ -26,13 +28,26 @@ def test_a_plan_computes_what_one_process_computes(table, row):
     assert table.differences(row, timeout_s=110 if row.plan.compile else 60) == []
 
 
-@pytest.mark.slow
-def test_all_four_axes_at_once():
-    """Eight workers, more than other rows share a pool of."""
-    eight = [row for row in rows(8, compiled=False) if row.plan.num_workers == 8]
+@pytest.fixture(scope="module")
+def table_of_eight():
+    """More workers than other rows share a pool of."""
     with AgentHandle(PRELOAD) as agent, Pool(agent, 8) as pool:
-        table = Table(pool)
-        assert {row.name: table.differences(row, timeout_s=110) for row in eight} == {row.name: [] for row in eight}
+        yield Table(pool)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row for row in rows(8) if row.plan.num_workers == 8], ids=lambda row: row.name)
+def test_all_axes_at_once(table_of_eight, row):
+    assert table_of_eight.differences(row, timeout_s=110) == []
+
+
+def test_the_page_names_every_row_and_shows_it_equal():
+    text = page.PATH.read_text()
+    assert [
+        row.name for row in rows(8) if f"| {row.case} | `{row.name.removeprefix(row.case).strip()}` |" not in text
+    ] == []
+    assert [name for name in FAMILIES if f"| {name} |" not in text] == []
+    assert "not shown" not in text, "run `make equivalence`"
 
 
 @pytest.mark.parametrize("row", CASES.values(), ids=lambda row: row.name)

@@ -47,6 +47,13 @@ class MaskedToken:
 
     The batch has `input_ids` (batch, seq), some of them masked; `labels` of the same shape, -100 where nothing was
     (as transformers' DataCollatorForLanguageModeling makes them); optionally `attention_mask`.
+
+    >>> import torch
+    >>> even = lambda input_ids: torch.zeros(*input_ids.shape, 2)  # two tokens, none likelier than the other
+    >>> batch = {"input_ids": torch.tensor([[1, 0]]), "labels": torch.tensor([[-100, 1]])}
+    >>> loss_sum, weight = masked_token()(even, batch)
+    >>> round(loss_sum.item(), 3), weight.item()
+    (0.693, 1.0)
     """
 
     _: KW_ONLY
@@ -63,6 +70,14 @@ class SequenceToSequence:
 
     The batch has `input_ids` (batch, seq), `labels` (batch, length) with -100 for what does not count, optionally
     `attention_mask`. The decoder reads the labels moved by one behind the token `start`, as transformers does it.
+
+    >>> import torch
+    >>> def tells(input_ids, decoder_input_ids):
+    ...     print(decoder_input_ids.tolist())
+    ...     return torch.zeros(*decoder_input_ids.shape, 2)
+    >>> batch = {"input_ids": torch.tensor([[1, 1]]), "labels": torch.tensor([[1, 0, -100]])}
+    >>> loss_sum, weight = sequence_to_sequence(start=0)(tells, batch)
+    [[0, 1, 0]]
     """
 
     _: KW_ONLY

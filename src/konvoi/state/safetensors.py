@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,22 @@ def write(path: Path, state: Mapping[str, Tensor]) -> None:
             seen.add(tensor.data_ptr())
             whole[name] = tensor.detach().contiguous().cpu()
     save_file(whole, path, metadata={"format": "pt"})
+
+
+def write_sharded(folder: Path, shards: Sequence[tuple[int, Callable[[], Mapping[str, Tensor]]]]) -> None:
+    """`model.safetensors`; or of several shards, each with its size in bytes, one file each and transformers' index.
+    Only one shard is in memory at a time."""
+    if len(shards) == 1:
+        write(folder / "model.safetensors", shards[0][1]())
+        return
+    places: dict[str, str] = {}
+    for number, (_, load) in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        state = load()
+        write(folder / name, state)
+        places |= dict.fromkeys(state, name)
+    index = {"metadata": {"total_size": sum(size for size, _ in shards)}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
 def read(path: Path) -> dict[str, Tensor]:

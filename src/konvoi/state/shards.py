@@ -10,7 +10,7 @@ import errno
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,20 @@ def read(folder: Path, tensors: Mapping[str, Tensor], *, num_workers: int) -> li
     return [name for name in tensors if name not in known]
 
 
-def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, whole and on the CPU, under their names without it."""
+def sizes(folder: Path, prefix: str) -> dict[str, int]:
+    """Bytes of every tensor whose name begins with a prefix, by its name without it."""
+    known = _metadata(dcp.FileSystemReader(folder), folder)
+    found = {name: entry for name, entry in known.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): e.size.numel() * e.properties.dtype.itemsize for name, e in found.items()}
+
+
+def read_whole(folder: Path, prefix: str, only: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, or `only` some of them, whole and on the CPU, under their names
+    without it."""
     reader = dcp.FileSystemReader(folder)
-    wanted = {name: entry for name, entry in _metadata(reader, folder).items() if name.startswith(prefix)}
+    known = _metadata(reader, folder)
+    chosen = {name for name in known if name.startswith(prefix)}
+    wanted = {name: known[name] for name in chosen if only is None or name.removeprefix(prefix) in only}
     state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in wanted.items()}
     with _alone(True), _readable(folder):
         dcp.load(state, storage_reader=reader, no_dist=True)

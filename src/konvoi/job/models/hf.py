@@ -63,6 +63,15 @@ class HF:
             raise JobError("hf: the configuration says no model_type", found=", ".join(sorted(found))[:200])
         return found
 
+    def full_config(self) -> dict[str, Any]:
+        """What transformers writes as config.json: every field, and the class that loads it."""
+        import torch
+
+        with torch.device("meta"):
+            module: Any = self._build()
+        found: dict[str, Any] = module.config.to_dict()
+        return found | {"architectures": [type(module).__name__], "use_cache": True}
+
     def fit(self, spec: DataSpec) -> HF:
         """Raises: JobError where the data has more tokens than the model's vocabulary."""
         config = self.config()

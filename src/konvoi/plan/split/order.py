@@ -101,10 +101,11 @@ def _settle(
     cut = _leave_whole
     if plan.tp > 1:
         from konvoi.plan.split import tensor
+        from konvoi.plan.split.local_attention import LocalAttention
 
         assert mesh is not None
         if plan.checkpoint_activations:  # around what is compiled: torch cannot recompute tp's collectives inside
-            blocks.recompute(repeated, partial(tensor.LocalAttention, mesh["tp"]))
+            blocks.recompute(repeated, partial(LocalAttention, mesh["tp"]))
         cut = tensor.Cutter(module, tensors, mesh["tp"], sequence_parallel=plan.sequence_parallel).cut
         tensor.cut_output(module)
     if plan.fsdp == 1:

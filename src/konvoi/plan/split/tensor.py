@@ -16,15 +16,14 @@ from functools import partial
 from typing import Any
 
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.distributed.tensor.placement_types import _StridedShard
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from konvoi.plan.split.local_attention import LocalAttention
 from konvoi.plan.split.parts import Parts, gradients_of, like
 from konvoi.plan.split.tensor_plan import is_transposed, style_of, styles
 from konvoi.values import MicroBatch, takes_vocabulary_shards
@@ -170,69 +169,6 @@ def packed(state: Tensor) -> Tensor:
 def seen_whole(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
     """A plain tensor that each worker holds whole, as a DTensor."""
     return DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
-
-
-# -- attention ------------------------------------------------------------------------------------------------------
-
-
-class LocalAttention(TorchFunctionMode):
-    """Inside, scaled_dot_product_attention runs over each worker's own heads."""
-
-    def __init__(self, mesh: DeviceMesh) -> None:
-        super().__init__()
-        self.mesh, self.worker, self.num_workers = mesh, mesh.get_local_rank(), mesh.size()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and isinstance(args[0], DTensor):
-            return _attend(self.mesh, self.worker, self.num_workers, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _attend(
-    mesh: DeviceMesh,
-    worker: int,
-    num_workers: int,
-    q: DTensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """q (batch, heads, seq, head_dim); k and v may have fewer heads, of which a worker takes those that its queries
-    read: where there are fewer than workers, several take the same."""
-    heads = q.shape[1]
-    own_heads = heads // num_workers
-    first = own_heads * worker
-
-    def own(tensor: Tensor) -> Tensor:
-        seen = tensor if isinstance(tensor, DTensor) else seen_whole(tensor, mesh)
-        if tensor.shape[1] % num_workers == 0:
-            cut: Tensor = seen.redistribute(placements=[Shard(1)]).to_local()
-            if seen.placements != (Shard(1),) and cut.requires_grad:
-                # What is gathered from it has no gaps, but keeps the strides that it had (torch 2.13).
-                cut.register_hook(Tensor.contiguous)
-            return cut
-        group = heads // tensor.shape[1]  # queries that share a head
-        every: Tensor = seen.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
-        return every[:, first // group : (first + own_heads - 1) // group + 1]
-
-    if heads % num_workers:
-        raise ValueError(f"{heads} heads of attention for {num_workers} workers")
-    if attn_mask is not None:
-        attn_mask = own(attn_mask) if attn_mask.ndim == 4 and attn_mask.shape[1] == heads > 1 else whole(attn_mask)
-    mine = own(q), own(k), own(v)
-    result = F.scaled_dot_product_attention(
-        *mine,
-        attn_mask=attn_mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=mine[0].shape[1] != mine[1].shape[1],
-    )
-    return DTensor.from_local(result, mesh, [Shard(1)], run_check=False)
 
 
 @contextlib.contextmanager
