@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from konvoi.fleet.worker import Place
-from konvoi.island import enter
+from konvoi.island import LiveIsland, enter
 from konvoi.job import models, objectives, optimizers, schedules
 from konvoi.job.job import Job
 from konvoi.learner import Learner
@@ -75,6 +75,14 @@ def batch() -> dict[str, torch.Tensor]:
 def measure(place: Place, payload: tuple[Shape, Island]) -> int:
     """The peak in bytes of `STEPS` steps under a plan, building the model included."""
     shape, plan = payload
+    with enter(place, plan) as island:
+        _train(island, Shape(depth=shape.depth, width=128))
+        with Watch() as watch:
+            _train(island, shape)
+        return watch.peak
+
+
+def _train(island: LiveIsland, shape: Shape) -> None:
     job = Job(
         model=shape.recipe(),
         data=None,
@@ -84,18 +92,14 @@ def measure(place: Place, payload: tuple[Shape, Island]) -> int:
         global_batch=SAMPLES,
         steps=STEPS,
     )
-    micro = [MicroBatch(batch()) for _ in range(plan.num_micro_batches(8))]
-    with enter(place, plan) as island:
-        _warm_up()
-        with Watch() as watch:
-            parts = island.split(job.model, job.objective, seed=0, example=batch())
-            learner = Learner(job, parts, STEPS)
-            for step in range(1, STEPS + 1):
-                learner.lr(step)
-                gradient = island.forward_backward(parts, micro)
-                island.clip(parts, gradient, 1.0)
-                learner.step()
-        return watch.peak
+    micro = [MicroBatch(batch()) for _ in range(island.plan.num_micro_batches(8))]
+    parts = island.split(job.model, job.objective, seed=0, example=batch())
+    learner = Learner(job, parts, STEPS)
+    for step in range(1, STEPS + 1):
+        learner.lr(step)
+        gradient = island.forward_backward(parts, micro)
+        island.clip(parts, gradient, 1.0)
+        learner.step()
 
 
 def measure_fsdp2(place: Place, payload: tuple[Shape, Island]) -> int:
@@ -104,35 +108,29 @@ def measure_fsdp2(place: Place, payload: tuple[Shape, Island]) -> int:
     from torch.distributed.fsdp import fully_shard
 
     shape, plan = payload
-    with enter(place, plan):
-        _warm_up()
-        mesh = init_device_mesh("cpu", (plan.fsdp,))
-        inputs = batch()["input_ids"]
+
+    def train(shape: Shape) -> None:
+        with torch.device("meta"):
+            model = shape.recipe()()
+        for block in (*model.blocks, model):
+            fully_shard(block, mesh=mesh)
+        model.to_empty(device="cpu")
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter.to_local(), std=0.02)  # type: ignore[attr-defined]
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        for _ in range(STEPS):
+            logits = model(inputs[:, :-1])
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with enter(place, plan):  # which gives freed memory back, as for our own
+        mesh, inputs = init_device_mesh("cpu", (plan.fsdp,)), batch()["input_ids"]
+        train(Shape(depth=shape.depth, width=128))
         with Watch() as watch:
-            with torch.device("meta"):
-                model = shape.recipe()()
-            for block in (*model.blocks, model):
-                fully_shard(block, mesh=mesh)
-            model.to_empty(device="cpu")
-            for parameter in model.parameters():
-                torch.nn.init.normal_(parameter.to_local(), std=0.02)  # type: ignore[attr-defined]
-            optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-            for _ in range(STEPS):
-                logits = model(inputs[:, :-1])
-                torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten()).backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
+            train(shape)
         return watch.peak
-
-
-def _warm_up() -> None:
-    """What torch loads and starts at a first step, before the scales are set to zero."""
-    layer = torch.nn.Linear(8, 8)
-    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
-    layer(torch.ones(2, 8)).sum().backward()
-    optimizer.step()
-    torch.distributed.all_reduce(torch.ones(8))
 
 
 MEASURES: dict[str, Callable[[Place, tuple[Shape, Island]], int]] = {"konvoi": measure, "fsdp2": measure_fsdp2}

@@ -180,6 +180,8 @@ def enter(place: Place, plan: Island) -> Iterator[LiveIsland]:
     device = devices.select(place.device_kind, place.local_worker)
     if place.num_threads:
         torch.set_num_threads(place.num_threads)
+    if plan.fsdp * plan.tp * plan.pp > 1:
+        devices.hand_back_memory()
     if place.num_workers == 1:
         yield LiveIsland(place, plan, device, None)
         return
