@@ -34,6 +34,14 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
         ("stall_fraction", "wall time with checkpoints over without, less one", "≤ 0.05"),
         ("torch_save_stall_fraction", "the same for torch.save in the loop", ""),
     ],
+    "pipeline": [
+        ("bubble_excess", "idle share of a pipeline beyond its schedule's own, worst of six cases", "≤ 0.03"),
+        ("imbalance", "the slower stage's time over the mean of both, less one", ""),
+    ],
+    "memory": [
+        ("worst_ratio_vs_theory", "memory of a worker over docs/memory.md, the worst of six plans", "≤ 1.10"),
+        ("best_ratio_vs_theory", "the same, the best of six", "≥ 0.95"),
+    ],
     "gpu": [
         ("mfu", "share of a GPU's peak, 1B parameters", "≥ 0.50"),
         ("ratio_vs_plain_loop", "speed against the barest loop", "≥ 0.99"),

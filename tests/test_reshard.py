@@ -1,6 +1,7 @@
 """A checkpoint written under any plan is read under any other, optimizer state included: all go on alike."""
 
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -46,25 +47,27 @@ def reference(agent, job, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def interrupted(agent, job, tmp_path_factory):
-    """A folder with runs that ended in the middle, one for each plan."""
+    """The folder of a run that ended in the middle, by its plan."""
     folder = tmp_path_factory.mktemp("interrupted")
-    for name, plan in WRITTEN.items():
-        with pytest.raises(WorkerError, match="InterruptedError"):
-            small.train(agent, folder, job(hooks=stop_after(5)), plan, name=name, checkpoint_every=4)
-    return folder
+
+    def of(name):
+        if not (folder / name).exists():
+            with pytest.raises(WorkerError, match="InterruptedError"):
+                small.train(agent, folder, job(hooks=stop_after(5)), WRITTEN[name], name=name, checkpoint_every=4)
+        return folder / name
+
+    return of
 
 
 PAIRS = list(itertools.product(WRITTEN, READ))
-QUICK = [("fsdp2 tp2", "pp3"), ("pp2", "tp4")]
+QUICK = [("fsdp2 tp2", "pp3")]
 
 
 @pytest.mark.parametrize(
     ("written", "read"), [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in PAIRS]
 )
 def test_a_checkpoint_of_any_plan_goes_on_under_any_other(agent, job, reference, interrupted, tmp_path, written, read):
-    import shutil
-
-    shutil.copytree(interrupted / written, tmp_path / written)
+    shutil.copytree(interrupted(written), tmp_path / written)
     run = small.train(agent, tmp_path, job(), READ[read], resume=written, checkpoint_every=4)
     torch.testing.assert_close(torch.tensor(run.losses), torch.tensor(reference.losses), rtol=1e-5, atol=1e-6)
     whole, expected = small.state(run), small.state(reference)

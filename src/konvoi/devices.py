@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,20 @@ def backend(device_kind: str) -> str:
     """The process group's backend; an accelerator's group also carries CPU tensors, for checkpoints and signals."""
     collectives = {"cuda": "nccl", "xpu": "xccl", "hpu": "hccl"}
     return "gloo" if device_kind == CPU else f"cpu:gloo,{device_kind}:{collectives.get(device_kind, 'gloo')}"
+
+
+def free_memory(device: torch.device, num_local_workers: int) -> int | None:
+    """Bytes that one of so many workers of this host may still take; None where that is not known."""
+    if device.type != CPU:
+        told = getattr(torch.accelerator, "get_memory_info", None)  # (free, total), since torch 2.9
+        return int(told(device)[0]) if told is not None else None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if ":" in line}
+    found = kilobytes.get("MemAvailable")
+    return found * 1024 // num_local_workers if found is not None else None
 
 
 def hand_back_memory() -> None:

@@ -59,7 +59,8 @@ class LiveIsland:
     ) -> Parts:
         """Build the model, and what this worker holds of it. `example`, a batch, tells a pipeline how its parts follow
         each other."""
-        here = order.Here(self.plan, self.precision, self.device, self.mesh, self.data_group)
+        free = devices.free_memory(self.device, self.place.num_local_workers)  # as if all took as much
+        here = order.Here(self.plan, self.precision, self.device, self.mesh, self.data_group, free)
         return order.split(model, objective, here, seed=seed, freeze=freeze, example=example)
 
     # -- a step -------------------------------------------------------------------------------------------------

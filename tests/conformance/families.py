@@ -88,6 +88,10 @@ FAMILIES = {
     ),
 }
 
+PLANS = ("tp=2", "pp=2,accumulate=2")
+HYBRIDS = ("tp=2,pp=2,accumulate=2", "fsdp=2,tp=2", "tp=2,sequence_parallel", "pp=2,accumulate=4,schedule=interleaved")
+FAMILY_ROWS = [(name, plan) for name in FAMILIES for plan in (*PLANS, *(HYBRIDS if name in ("llama", "t5") else ()))]
+
 OBJECTIVES = {
     "causal": objectives.next_token(),
     "masked": objectives.masked_token(),

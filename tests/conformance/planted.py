@@ -254,6 +254,28 @@ def tp_reads_different_samples(place, payload):
         return trace(place, payload)
 
 
+def only_the_first_tensor_travels(place, payload):
+    """What a stage sends is what flows through every block, and not what an encoder has left for all of a decoder's."""
+
+    def calls_of(*args):
+        return dataclasses.replace(original(*args), flowing={})
+
+    original = stages.calls_of
+    with patch.object(stages, "calls_of", calls_of):
+        return trace(place, payload)
+
+
+def experts_summands_not_added(place, payload):
+    """What each worker's parts of the experts give is taken for the whole."""
+
+    def run_locally(module, mesh, *, is_partial):
+        original(module, mesh, is_partial=False)
+
+    original = tensor.run_locally
+    with patch.object(tensor, "run_locally", run_locally):
+        return trace(place, payload)
+
+
 def _with_seed(seed):
     from konvoi.job.data.loader import Batches
 

@@ -6,12 +6,10 @@ from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.pool import Pool
 from konvoi.plan.island import parse
 from konvoi.proof import PRELOAD, differences, trace
-from tests.conformance.families import FAMILIES, FLOOR, TOLERANCE, case
+from tests.conformance import planted
+from tests.conformance.families import FAMILY_ROWS, FLOOR, PLANS, TOLERANCE, case
 
-PLANS = ("tp=2", "pp=2,accumulate=2")
-HYBRIDS = ("tp=2,pp=2,accumulate=2", "fsdp=2,tp=2", "tp=2,sequence_parallel", "pp=2,accumulate=4,schedule=interleaved")
-QUICK = ("llama", "gpt2", "mixtral", "bert", "t5", "vit")
-OF_HYBRIDS = ("llama", "t5")
+QUICK = (("llama", PLANS[1]), ("gpt2", PLANS[0]), ("mixtral", PLANS[0]), ("t5", PLANS[1]))
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +30,10 @@ def reference(pool):
     return of
 
 
-def _row(name, plan, *, slow):
-    return pytest.param(name, plan, marks=pytest.mark.slow if slow else (), id=f"{name} {plan}")
-
-
-ROWS = [_row(name, plan, slow=name not in QUICK) for name in FAMILIES for plan in PLANS]
-ROWS += [_row(name, plan, slow=True) for name in OF_HYBRIDS for plan in HYBRIDS]
+ROWS = [
+    pytest.param(name, plan, marks=() if (name, plan) in QUICK else pytest.mark.slow, id=f"{name} {plan}")
+    for name, plan in FAMILY_ROWS
+]
 
 
 @pytest.mark.parametrize(("name", "text"), ROWS)
@@ -47,6 +43,22 @@ def test_a_family_under_a_plan_computes_what_one_process_computes(pool, referenc
         assert differences(found, expected, TOLERANCE, floor=FLOOR) == []
 
 
-@pytest.mark.parametrize("name", [_row(name, "", slow=name not in QUICK).values[0] for name in QUICK])
+@pytest.mark.parametrize(
+    ("bug", "name", "text"),
+    [
+        (planted.only_the_first_tensor_travels, "t5", PLANS[1]),
+        (planted.experts_summands_not_added, "mixtral", PLANS[0]),
+        pytest.param(planted.clip_per_shard, "bert", PLANS[0], marks=pytest.mark.slow),
+        pytest.param(planted.wrong_micro_batch, "vit", PLANS[1], marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_planted_bug_shows_in_a_family(pool, reference, bug, name, text):
+    plan = parse(text)
+    found = pool.run(bug, (case(name), plan), plan.num_workers, name=f"{bug.__name__} {name}")
+    assert any(differences(one, reference(name), TOLERANCE, floor=FLOOR) for one in found)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in QUICK])
 def test_a_family_learns_so_that_errors_show(reference, name):
     assert reference(name).losses[-1] < reference(name).losses[0] - 0.05

@@ -129,6 +129,7 @@ def place_fields(
     """The fields of each worker's `Place`. On the CPU the workers share the cores evenly."""
     shared = {
         "num_workers": num_workers,
+        "num_local_workers": num_workers,
         "device_kind": device,
         "num_threads": max(1, num_cores // num_workers) if device == "cpu" else 0,
         "store_file": store_file,

@@ -62,6 +62,7 @@ def place(device_kind: str, num_cores: int, send: Callable[[Any], None]) -> Iter
             worker=worker,
             num_workers=num_workers,
             local_worker=local,
+            num_local_workers=num_local,
             device_kind=device_kind,
             num_threads=max(1, num_cores // num_local) if device_kind == "cpu" else 0,
             send=send,

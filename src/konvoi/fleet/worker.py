@@ -33,6 +33,7 @@ class Place:
     worker: int  # the global rank
     num_workers: int
     local_worker: int = 0  # among the workers of this host
+    num_local_workers: int = 1
     device_kind: str = "cpu"
     num_threads: int = 0  # 0: leave torch's default
     store_file: str = ""  # where the workers of one host meet; "": by torchrun's environment

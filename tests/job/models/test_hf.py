@@ -86,7 +86,14 @@ def test_weights_of_another_model_are_refused(saved, tmp_path):
     assert "gpt_neox" in caught.value.found
 
 
-@pytest.mark.parametrize("plan", [kv.Island(tp=2), kv.Island(pp=2), kv.Island(fsdp=2)], ids=["tp", "pp", "fsdp"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(kv.Island(tp=2), id="tp", marks=pytest.mark.slow),
+        pytest.param(kv.Island(pp=2), id="pp"),
+        pytest.param(kv.Island(fsdp=2), id="fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_a_folder_is_finetuned_under_a_plan_and_exported_for_transformers(agent, saved, tmp_path, plan):
     (tmp_path / "text.txt").write_text("to be or not to be, " * 300)
     data = kv.data.text(str(tmp_path / "text.txt"), seq_len=16, cache_dir=tmp_path)

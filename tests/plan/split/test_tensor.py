@@ -75,11 +75,11 @@ def job(tmp_path):
 @pytest.mark.parametrize(
     ("plan", "model"),
     [
-        (kv.Island(tp=2), {"sample_prompt": "to "}),
-        (kv.Island(tp=2, sequence_parallel=True, dp=2), {}),
+        pytest.param(kv.Island(tp=2), {"sample_prompt": "to "}, marks=pytest.mark.slow),
+        pytest.param(kv.Island(tp=2, sequence_parallel=True, dp=2), {}, marks=pytest.mark.slow),
         (kv.Island(tp=2, pp=2, accumulate=2), {}),
         (kv.Island(tp=2), {"model": Plain}),
-        (kv.Island(tp=2, fsdp=2, sequence_parallel=True), {"model": Plain}),
+        pytest.param(kv.Island(tp=2, fsdp=2, sequence_parallel=True), {"model": Plain}, marks=pytest.mark.slow),
     ],
     ids=["tp", "dp tp sequence", "tp pp", "inferred", "fsdp tp sequence inferred"],
 )

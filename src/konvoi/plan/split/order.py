@@ -21,6 +21,7 @@ from konvoi.errors import JobError
 from konvoi.plan.island import Island
 from konvoi.plan.precision import Precision
 from konvoi.plan.split import blocks
+from konvoi.plan.split.estimate import check_fits
 from konvoi.plan.split.materialize import build, materialize
 from konvoi.plan.split.parts import Parts, single
 from konvoi.plan.split.replicate import replicate
@@ -36,6 +37,7 @@ class Here:
     device: torch.device
     mesh: DeviceMesh | None  # None: one worker
     data_group: dist.ProcessGroup | None  # workers that read the other parts of the batch; None: all
+    free_memory: int | None = None  # bytes that this worker may take, where that is known
 
 
 def split(
@@ -48,6 +50,8 @@ def split(
     plan, mesh = here.plan, here.mesh
     module = build(model, seed, here.device, here.precision.parameters)
     _freeze(module, freeze)
+    if here.free_memory is not None and all(parameter.is_meta for parameter in module.parameters()):
+        check_fits(module, plan, here.free_memory)
     if mesh is None:
         _settle(module, module, blocks.find_blocks(module), {}, here, seed)
         return single(module, objective)
