@@ -10,15 +10,18 @@ from tests.conformance import page
 
 ROWS = rows(4)
 # Rows that take more than a second or two: what compiles (seconds, those of the GPT as many again), two stages that
-# recompute, and most of tp's, whose operators are slow to launch; of these one of each kind is in every run.
-QUICK_TP = ("gpt tied tp=2", "gpt heads tp=2", "gpt ragged tp=2,sequence_parallel=True", "gpt ragged fsdp=2,tp=2")
+# recompute or share a weight over four workers, and most of tp's, whose operators are slow to launch; of these one of
+# each kind is in every run.
+QUICK_TP = ("gpt tied tp=2", "gpt heads tp=2", "gpt ragged tp=2,sequence_parallel=True", "gpt ragged dp=2,tp=2")
 
 
 def is_slow(row):
     if row.plan.tp > 1:
         return row.name not in QUICK_TP
     compiles = row.plan.compile and row.case.startswith("gpt")
-    return compiles or (row.plan.checkpoint_activations and row.plan.schedule in TWO_STAGES)
+    has_two_stages = row.plan.schedule in TWO_STAGES
+    shares = row.case == "gpt deep tied" and (row.plan.num_workers > 2 or has_two_stages)
+    return compiles or shares or (has_two_stages and (row.plan.checkpoint_activations or row.plan.fsdp > 1))
 
 
 SLOW = [row for row in ROWS if is_slow(row)]

@@ -74,6 +74,7 @@ def test_the_self_test_keeps_to_its_time_and_says_what_it_left_out(pool):
     assert "rows were not tried" in lines[-2]
 
 
+@pytest.mark.slow
 def test_on_an_accelerator_the_rows_are_in_fp32(pool):
     table = list(dict.fromkeys(row.on_accelerator() for row in rows(2)))
     assert {row.plan.precision for row in table} == {"fp32", "bf16"}

@@ -19,12 +19,16 @@ def job(tmp_path):
     data = kv.data.text(str(tmp_path / "text.txt"), seq_len=16, cache_dir=tmp_path)
     model = kv.models.gpt(depth=3, width=16, num_heads=2, tie_embeddings=True)
     fields = {"model": model, "data": data, "objective": kv.objectives.next_token(), "ema": 0.9}
-    return lambda **more: small.job(**fields | {"validate_every": 3, "sample_prompt": "to ", "steps": 6} | more)
+    return lambda **more: small.job(**fields | {"validate_every": 6, "sample_prompt": "to ", "steps": 6} | more)
 
 
 @pytest.mark.parametrize(
     "plan",
-    [kv.Island(pp=2), kv.Island(pp=2, schedule="interleaved", accumulate=4), kv.Island(dp=2, pp=2, schedule="gpipe")],
+    [
+        kv.Island(pp=2),
+        pytest.param(kv.Island(pp=2, schedule="interleaved", accumulate=4), marks=pytest.mark.slow),
+        pytest.param(kv.Island(dp=2, pp=2, schedule="gpipe"), marks=pytest.mark.slow),
+    ],
     ids=lambda plan: str(plan.describe()),
 )
 def test_a_run_over_a_pipeline_tells_what_a_run_of_one_worker_tells(agent, tmp_path, job, plan):
