@@ -21,6 +21,7 @@ class Net(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
         self.head = nn.Linear(4, 3)
+        self.tp_plan = {"blocks.0": "colwise", "head": "rowwise"}
 
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> Any:
         for block in self.blocks:
@@ -69,11 +70,14 @@ def learn(place: Place, payload: tuple[Island, str]) -> tuple[list[float], list[
     return losses, norms, optimizer.param_groups[0]["lr"], prepared is optimizer
 
 
+PLANS = [Island(dp=2), Island(fsdp=2), Island(dp=2, accumulate=2), Island(tp=2), Island(dp=2, tp=2)]
+
+
 @pytest.mark.parametrize("kind", ["loader", "list"])
-@pytest.mark.parametrize("plan", [Island(dp=2), Island(fsdp=2), Island(dp=2, accumulate=2)], ids=str)
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan.describe()))
 def test_two_workers_learn_what_one_does(pool, plan, kind):
     (expected,) = pool.run(learn, (Island(accumulate=plan.accumulate), kind), num_workers=1, name="alone")
-    for found in pool.run(learn, (plan, kind), num_workers=2, name=f"{plan} {kind}"):
+    for found in pool.run(learn, (plan, kind), num_workers=plan.num_workers, name=f"{plan} {kind}"):
         assert found[0] == pytest.approx(expected[0], rel=1e-5)
         assert found[1] == pytest.approx(expected[1], rel=1e-4)
         assert found[2:] == expected[2:] == (expected[2], True)

@@ -152,22 +152,21 @@ class _Parted:
     def __init__(self, batches: Iterable[Any], island: LiveIsland, seed: int) -> None:
         self.island, self.is_cut = island, False
         self.batches = batches
-        place = island.place
-        if isinstance(batches, DataLoader) and batches.batch_sampler is not None and place.num_workers > 1:
+        self.part, self.num_parts = island.part, island.plan.num_parts
+        if isinstance(batches, DataLoader) and batches.batch_sampler is not None and island.place.num_workers > 1:
             # Read only what is this worker's: the same batches of indices everywhere, each worker its part of them.
-            self.batches, self.is_cut = _parted_loader(batches, place.worker, place.num_workers, seed), True
+            self.batches, self.is_cut = _parted_loader(batches, self.part, self.num_parts, seed), True
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        place = self.island.place
         for batch in self.batches:
             if not self.is_cut:
                 rows = _num_rows(batch)
-                if rows < place.num_workers:
+                if rows < self.num_parts:
                     continue  # the last, incomplete one: every worker leaves it out
-                batch = _cut(batch, *part(0, rows, place.worker, place.num_workers))
+                batch = _cut(batch, *part(0, rows, self.part, self.num_parts))
             yield self.island.to_device(MicroBatch(batch)).batch
 
 
