@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -49,7 +50,7 @@ def _attend(
         )
         if tensor.shape[1] % num_workers == 0:
             cut: Tensor = seen.redistribute(placements=[Shard(1)]).to_local()
-            if seen.placements != (Shard(1),) and cut.requires_grad:
+            if seen.placements != (Shard(1),) and cut.requires_grad and not torch.compiler.is_compiling():
                 # What is gathered from it has no gaps, but keeps the strides that it had (torch 2.13).
                 cut.register_hook(Tensor.contiguous)
             return cut

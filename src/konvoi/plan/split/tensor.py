@@ -24,7 +24,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._pytree import tree_map
 
 from konvoi.plan.split.local_attention import LocalAttention
-from konvoi.plan.split.parts import Parts, gradients_of, like
+from konvoi.plan.split.parts import Parts, gradients_of
 from konvoi.plan.split.tensor_plan import is_transposed, style_of, styles
 from konvoi.values import MicroBatch, takes_vocabulary_shards
 
@@ -113,8 +113,6 @@ def _lay_out_one(value: Any, placement: Placement) -> Any:
         return value
     if isinstance(placement, Shard) and value.ndim < 3:
         placement = Replicate()  # nothing that has a sequence
-    if value.requires_grad:
-        value.register_hook(_contiguous)
     found = value.redistribute(placements=[placement])
     # Once more, so that a gradient that is a sum is added up here: it cannot go back through an embedding's part.
     return found.redistribute(placements=[placement]) if isinstance(placement, Replicate) else found
@@ -147,12 +145,6 @@ def run_locally(module: nn.Module, mesh: DeviceMesh, *, is_partial: bool) -> Non
             module._parameters.update(parameters)
 
     module.forward = forward
-
-
-def _contiguous(gradient: Tensor) -> Tensor:
-    """A part of a gradient is a view with gaps, which DTensor takes for one without (torch 2.13)."""
-    assert isinstance(gradient, DTensor)
-    return like(gradient, gradient.to_local().contiguous())
 
 
 def whole(value: Any) -> Any:
