@@ -216,4 +216,6 @@ def _cut_below(name: str, module: nn.Module, plan: Mapping[str, str]) -> Iterato
 
 
 def _field(module: nn.Module, names: tuple[str, ...]) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(module, name, None), int)), None)
+    """Of the module, or of the configuration that it keeps, as those of transformers do."""
+    owners = (module, getattr(module, "config", None))
+    return next((value for o in owners for name in names if isinstance(value := getattr(o, name, None), int)), None)
