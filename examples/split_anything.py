@@ -51,9 +51,9 @@ def main(argv: list[str] | None = None) -> float:
         exported = run.save_pretrained(f"{folder}/exported")
         theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
         ids = torch.tensor([list(b"import torch\n\ndef ")])
+        losses = f"{first.losses[0]:.3f} at the start, {run.losses[-1]:.3f} at the end"
         with torch.no_grad():
             difference = (theirs(ids).logits - run.model()(ids).logits).abs().max().item()
-    losses = f"{first.losses[0]:.3f} at the start, {run.losses[-1]:.3f} at the end"
     print(f"\nloss {losses}: {args.steps} steps, half of them as dp2 x pp2, half as tp4")
     print(
         f"{type(theirs).__name__} of transformers {transformers.__version__}: logits differ by at most {difference:.1e}"
