@@ -11,6 +11,7 @@ from torch import nn
 
 import konvoi as kv
 from konvoi.fleet.crew import AgentHandle
+from konvoi.observe.events import Evaluated, Ready, Sampled
 from konvoi.observe.sinks.jsonl import read_events
 from konvoi.state import record, shards
 from konvoi.verbs.train import PRELOAD
@@ -88,3 +89,17 @@ def assert_same(one, other):
     """The two runs went the same way, bit by bit, and ended at the same place with the same optimizer state."""
     assert one.losses == other.losses
     assert differences(state(one), state(other)) == []
+
+
+def tells_the_same(run, alone):
+    """Two runs of one job under different plans: losses, what was evaluated and sampled, and all that was kept."""
+    assert [event.num_parameters for event in events(run, Ready)] == [e.num_parameters for e in events(alone, Ready)]
+    torch.testing.assert_close(torch.tensor(run.losses), torch.tensor(alone.losses), rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(events(run, Evaluated), events(alone, Evaluated), strict=True):
+        assert mine.values == pytest.approx(theirs.values, rel=1e-4)
+    assert [event.text for event in events(run, Sampled)] == [event.text for event in events(alone, Sampled)]
+    whole, expected = state(run), state(alone)
+    assert whole.keys() == expected.keys()  # a tied weight once, averages and optimizer state of every stage
+    for name in whole:
+        torch.testing.assert_close(whole[name], expected[name], rtol=1e-3, atol=1e-5)
+    assert run.evaluate()["loss"] == pytest.approx(events(run, Evaluated)[-1].values["loss"], rel=1e-4)

@@ -5,7 +5,7 @@ import torch
 
 import konvoi as kv
 from konvoi.errors import KonvoiError, PlanError
-from konvoi.observe.events import Evaluated, Ready, Sampled
+from konvoi.observe.events import Ready
 from konvoi.plan.split import stages
 from konvoi.values import MicroBatch
 from tests import small
@@ -36,18 +36,7 @@ def test_a_run_over_a_pipeline_tells_what_a_run_of_one_worker_tells(agent, tmp_p
         job = lambda job=job, **more: job(model=kv.models.gpt(depth=4, width=16, num_heads=2), **more)  # noqa: E731
     alone = small.train(agent, tmp_path, job(), kv.Island(), name="alone")
     run = small.train(agent, tmp_path, job(), plan)
-    assert [event.num_parameters for event in small.events(run, Ready)] == [
-        event.num_parameters for event in small.events(alone, Ready)
-    ]
-    torch.testing.assert_close(torch.tensor(run.losses), torch.tensor(alone.losses), rtol=1e-5, atol=1e-6)
-    for mine, theirs in zip(small.events(run, Evaluated), small.events(alone, Evaluated), strict=True):
-        assert mine.values == pytest.approx(theirs.values, rel=1e-4)
-    assert [event.text for event in small.events(run, Sampled)] == [e.text for e in small.events(alone, Sampled)]
-    whole, expected = small.state(run), small.state(alone)
-    assert whole.keys() == expected.keys()  # a tied weight once, averages and optimizer state of every stage
-    for name in whole:
-        torch.testing.assert_close(whole[name], expected[name], rtol=1e-3, atol=1e-5)
-    assert run.evaluate()["loss"] == pytest.approx(small.events(run, Evaluated)[-1].values["loss"], rel=1e-4)
+    small.tells_the_same(run, alone)
 
 
 def test_a_model_that_has_too_few_blocks_is_refused_before_a_worker_starts(agent, tmp_path, job):

@@ -7,7 +7,7 @@ from torch import nn
 import konvoi as kv
 from konvoi.errors import PlanError
 from konvoi.job import models
-from konvoi.observe.events import Evaluated, Ready, RunStarted, Sampled
+from konvoi.observe.events import Ready, RunStarted
 from konvoi.plan.split import feasible
 from konvoi.plan.split.tensor_plan import inferred, plan_of, styles
 from tests import small
@@ -86,18 +86,7 @@ def job(tmp_path):
 def test_a_run_under_tp_tells_what_a_run_of_one_worker_tells(agent, tmp_path, job, plan, model):
     alone = small.train(agent, tmp_path, job(**model), kv.Island(), name="alone")
     run = small.train(agent, tmp_path, job(**model), plan)
-    assert [event.num_parameters for event in small.events(run, Ready)] == [
-        event.num_parameters for event in small.events(alone, Ready)
-    ]
-    torch.testing.assert_close(torch.tensor(run.losses), torch.tensor(alone.losses), rtol=1e-5, atol=1e-6)
-    for mine, theirs in zip(small.events(run, Evaluated), small.events(alone, Evaluated), strict=True):
-        assert mine.values == pytest.approx(theirs.values, rel=1e-4)
-    assert [event.text for event in small.events(run, Sampled)] == [e.text for e in small.events(alone, Sampled)]
-    whole, expected = small.state(run), small.state(alone)
-    assert whole.keys() == expected.keys()
-    for name in whole:
-        torch.testing.assert_close(whole[name], expected[name], rtol=1e-3, atol=1e-5)
-    assert run.evaluate()["loss"] == pytest.approx(small.events(run, Evaluated)[-1].values["loss"], rel=1e-4)
+    small.tells_the_same(run, alone)
 
 
 def test_how_a_model_is_cut_is_said_at_the_start(agent, tmp_path, job):
