@@ -2,12 +2,14 @@
 
     python benchmarks/checkpoint.py --json        about half an hour on 2 cores
 
-A GPT of 20M parameters with AdamW (240 MB a checkpoint), 8 x 128 tokens per worker, 2 workers, a checkpoint every 20
-steps. All four programs are alive and run by turns (`_turns.py`) of 20 steps: a checkpoint is begun in the middle of a
-turn and is whole on disk long before its end, so that nobody else's turn pays for it. Ten turns are 200 steps.
+A GPT of 20M parameters with AdamW (240 MB a checkpoint), 8 x 128 tokens per worker, 2 workers, 20 steps with a
+checkpoint and 20 without one in alternation, ten times. Both programs are alive and run by turns (`_turns.py`) of 20
+steps: a checkpoint is begun in the middle of every second turn and is whole on disk long before its end, so that no
+other turn pays for it. Turns with and without are those of one process tree: two trees of the same program differ by
+more (docs/LOG.md) than a checkpoint costs.
 
 blocked_fraction   seconds that training stood still inside a save, over the wall time of these steps
-stall_fraction     (wall time with checkpoints - without) / without, over all turns; `_median`, `_min`, `_max` by turn
+stall_fraction     (wall time with a checkpoint - without) / without, over all turns; `_median`, `_min`, `_max` by pairs
 """
 
 import statistics
@@ -26,23 +28,21 @@ PREFIXES = {"konvoi": "", "ddp": "torch_save_"}
 def measure(options: Options, take_turns: Callable[..., dict[str, Turns]] = _turns.take_turns) -> Result:
     work, every = ("gpt_2m", 10) if options.quick else ("gpt_20m", 20)
     num_turns = options.rounds or (2 if options.quick else 10)
-    first = every // 2
-    last = first + every * num_turns
+    first = every + every // 2  # and so the first checkpoint is in the middle of the first turn
+    last = first + 2 * every * num_turns
     # A few steps more than are timed: what konvoi saves at the end of every run falls behind them.
-    steps = last + every // 4
-    orders = {"without": Order(work, steps), "with": Order(work, steps, checkpoint_every=every)}
-    programs = {f"{program}, {how}": (program, order) for program in PREFIXES for how, order in orders.items()}
-    done = take_turns(programs, first=first, per_turn=every, num_turns=num_turns)
+    order = Order(work, last + every // 4, checkpoint_every=2 * every)
+    programs = {program: (program, order) for program in PREFIXES}
+    done = take_turns(programs, first=first, per_turn=every, num_turns=2 * num_turns)
 
-    figures: dict[str, Figure] = {"steps": last - first, "checkpoint_every": every}
-    figures["num_parameters"] = done["konvoi, with"].trace.num_parameters
+    figures: dict[str, Figure] = {"steps": every * num_turns, "checkpoint_every": every}
+    figures["num_parameters"] = done["konvoi"].trace.num_parameters
     repeats: dict[str, list[float]] = {}
     for program, prefix in PREFIXES.items():
-        saving = done[f"{program}, with"]
-        check_saved(program, saving.trace, first, last, num_turns)
-        with_s = [turn.span_s(every) for turn in saving.turns]
-        without_s = [turn.span_s(every) for turn in done[f"{program}, without"].turns]
-        blocked_s = [seconds for step, seconds in saving.trace.blocked if first < step <= last]
+        trace, turns = done[program].trace, [turn.span_s(every) for turn in done[program].turns]
+        check_saved(program, trace, first, last, num_turns)
+        with_s, without_s = turns[0::2], turns[1::2]
+        blocked_s = [seconds for step, seconds in trace.blocked if first < step <= last]
         figures[f"{prefix}blocked_fraction"] = sum(blocked_s) / sum(with_s)
         figures |= over_turns(f"{prefix}blocked_fraction", [b / s for b, s in zip(blocked_s, with_s, strict=True)])
         figures[f"{prefix}stall_fraction"] = sum(with_s) / sum(without_s) - 1
