@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from konvoi.errors import JobError, PlanError
+from konvoi.errors import JobError, PlanError, WorkerError
 from konvoi.fleet.worker import Place
 from konvoi.island import enter
 from konvoi.own_loop import OwnLoop, loss_of_model
@@ -44,16 +44,16 @@ def samples() -> TensorDataset:
     return TensorDataset(inputs, labels)
 
 
-def learn(place: Place, payload: tuple[Island, str]) -> tuple[list[float], list[float], float, bool]:
+def learn(place: Place, payload: tuple[Island, str, int]) -> tuple[list[float], list[float], float, bool]:
     """Losses, norms, the scheduler's rate at the end, and whether the optimizer object stayed."""
-    plan, kind = payload
+    plan, kind, size = payload
     torch.manual_seed(place.worker)  # each worker draws other weights; worker 0's count
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
     if kind == "loader":
         generator = torch.Generator().manual_seed(1)
-        batches: Any = DataLoader(samples(), batch_size=7, shuffle=True, collate_fn=collate, generator=generator)
+        batches: Any = DataLoader(samples(), batch_size=size, shuffle=True, collate_fn=collate, generator=generator)
     else:
         batches = [collate([samples()[i] for i in range(start, start + 10)]) for start in (0, 10)]
     losses, norms = [], []
@@ -71,17 +71,69 @@ def learn(place: Place, payload: tuple[Island, str]) -> tuple[list[float], list[
 
 
 PLANS = [Island(dp=2), Island(fsdp=2), Island(dp=2, accumulate=2), Island(tp=2), Island(dp=2, tp=2)]
+PLANS += [Island(pp=2), Island(dp=2, pp=2, schedule="gpipe"), Island(tp=2, pp=2)]
 
 
 @pytest.mark.parametrize("kind", ["loader", "list"])
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan.describe()))
 def test_two_workers_learn_what_one_does(pool, plan, kind):
-    (expected,) = pool.run(learn, (Island(accumulate=plan.accumulate), kind), num_workers=1, name="alone")
-    for found in pool.run(learn, (plan, kind), num_workers=plan.num_workers, name=f"{plan} {kind}"):
+    size = 7 if plan.pp == 1 else 8  # micro-batches are of one size
+    alone = Island(accumulate=plan.accumulate), kind, size
+    (expected,) = pool.run(learn, alone, num_workers=1, name="alone")
+    for found in pool.run(learn, (plan, kind, size), num_workers=plan.num_workers, name=f"{plan} {kind}"):
         assert found[0] == pytest.approx(expected[0], rel=1e-5)
         assert found[1] == pytest.approx(expected[1], rel=1e-4)
         assert found[2:] == expected[2:] == (expected[2], True)
     assert expected[0][-1] < expected[0][0]
+
+
+def answer(place: Place, plan: Island) -> tuple[float, int, str]:
+    """The loss of a batch without a step, how many optimizer groups have parameters, and what a call is told."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD([{"params": [parameter]} for parameter in model.parameters()], lr=0.1)
+    batches = iter([collate([samples()[i] for i in range(10)])])
+    with enter(place, plan) as at:
+        island = OwnLoop(at)
+        model, optimizer, batches = island.prepare(model, optimizer, batches)
+        (batch,) = batches
+        loss = island.run(lambda model, batch: model(**batch).loss.item(), batch)
+        told = ""
+        try:
+            model(**batch)
+        except PlanError as error:
+            told = str(error)
+        return loss, sum(bool(group["params"]) for group in optimizer.param_groups), told
+
+
+def test_a_model_in_stages_is_asked_through_the_island(pool):
+    (alone,) = pool.run(answer, Island(), num_workers=1, name="alone")
+    found = pool.run(answer, Island(pp=2), num_workers=2, name="stages")
+    assert [loss for loss, _, _ in found] == pytest.approx([alone[0]] * 2)
+    assert alone[2] == ""
+    assert all("island.run" in told for _, _, told in found)
+    assert sum(count for _, count, _ in found) == alone[1] == 6
+    assert all(count < 6 for _, count, _ in found)
+
+
+def sizes(place: Place, payload: tuple[Island, int]) -> list[int]:
+    plan, size = payload
+    model = Net()
+    loader = DataLoader(samples(), batch_size=size, collate_fn=collate)
+    with enter(place, plan) as at:
+        _, _, batches = OwnLoop(at).prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), loader)
+        return [len(batch["labels"]) for batch in batches]
+
+
+def test_a_last_batch_that_stages_cannot_share_is_left_out_by_all(pool):
+    plan = Island(pp=2)
+    assert pool.run(sizes, (plan, 6), num_workers=2, name="two left over") == [[6, 6, 6, 2]] * 2
+    assert (
+        pool.run(sizes, (Island(pp=2, schedule="gpipe", accumulate=3), 9), num_workers=2, name="left") == [[9, 9]] * 2
+    )
+    assert pool.run(sizes, (plan, 8), num_workers=2, name="four left over") == [[8, 8, 4]] * 2
+    with pytest.raises(WorkerError, match="too few micro-batches"):
+        pool.run(sizes, (plan, 1), num_workers=2, name="all too small")
 
 
 def alone() -> OwnLoop:

@@ -1,7 +1,7 @@
 """Konvoi trains PyTorch models on whatever machines there are: the same program, another plan, another fleet."""
 
 from konvoi import errors, fleet
-from konvoi.job import data, models, objectives, optimizers, schedules
+from konvoi.job import adapt, data, models, objectives, optimizers, schedules
 from konvoi.job.job import Hooks, Job
 from konvoi.plan import Island
 from konvoi.verbs.doctor import doctor
@@ -20,6 +20,7 @@ __all__ = [
     "Island",
     "Job",
     "Run",
+    "adapt",
     "data",
     "doctor",
     "errors",

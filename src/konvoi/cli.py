@@ -123,6 +123,7 @@ def _parser() -> Parser:
     generate.add_argument("--seed", type=int, default=0)
     export = verbs.add_parser("export", description="Write a run's weights as safetensors and a config.")
     export.add_argument("folder", type=Path)
+    export.add_argument("--merge", action="store_true", help="add adapters to the model's matrices, and write these")
     export.add_argument("--run", default=True, metavar="RUN", help="a run's name or folder (default: the newest)")
     doctor = verbs.add_parser("doctor", description="What this machine has, as JSON.")
     doctor.add_argument(
@@ -252,7 +253,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    _out(str(konvoi.save_pretrained(_found(options.run), options.folder)))
+    _out(str(konvoi.save_pretrained(_found(options.run), options.folder, merge=options.merge)))
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -76,7 +76,7 @@ class LiveIsland:
             parts.add_up(row)
 
         parts.begin()
-        with self.precision.autocast(self.device) if self.plan.fsdp == 1 else contextlib.nullcontext():
+        with self.computing():
             parts.forward_backward(micro, scale.value, announce)
         begin = time.perf_counter()
         parts.finish()
@@ -87,6 +87,10 @@ class LiveIsland:
         loss = loss_sum / weight if weight > 0 else 0.0 * loss_sum
         own_is_finite = math.isfinite(loss) or bool(sums.isfinite().all())
         return Gradient(loss, weight, stop > 0, wait_s, factor, own_is_finite, scale.value)
+
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """In the plan's precision; FSDP2 sees to it itself."""
+        return self.precision.autocast(self.device) if self.plan.fsdp == 1 else contextlib.nullcontext()
 
     def clip(self, parts: Parts, gradient: Gradient, max_norm: float | None) -> None:
         """Turn the sums into the mean gradient, no longer than `max_norm` over the whole model."""
@@ -114,7 +118,7 @@ class LiveIsland:
         total: dict[str, Tensor] = {}
         for module in parts.modules:
             module.eval()
-        with torch.no_grad(), self.precision.autocast(self.device) if self.plan.fsdp == 1 else contextlib.nullcontext():
+        with torch.no_grad(), self.computing():
             for item in items:
                 for name, value in (parts.run(measure, item.batch) or {}).items():
                     value = value.detach().double() if value.device.type == "cpu" else value.detach().float()

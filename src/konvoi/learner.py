@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from konvoi.errors import CheckpointMismatch
+from konvoi.job.adapt import Adapted
 from konvoi.job.job import Job
 from konvoi.plan.split.parts import Parts, local
 
@@ -66,8 +67,14 @@ class Learner:
     # -- state by name --------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint holds: `model.*`, `optim.*`, `ema.*`. Shares the memory of what is trained."""
-        state: dict[str, Tensor] = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
+        """Everything that a checkpoint holds: `model.*`, `optim.*`, `ema.*`. Shares the memory of what is trained.
+
+        With adapters, what the model's weights were read from is not written again.
+        """
+        model = self.job.model
+        given = model.is_given if isinstance(model, Adapted) else lambda name: False
+        held = {name: p for name, p in self.parameters.items() if p.requires_grad or not given(name)}
+        state: dict[str, Tensor] = {f"model.{name}": p.detach() for name, p in held.items()}
         state |= {f"model.{name}": buffer for name, buffer in self.parts.named_buffers()}
         state |= {f"ema.{name}": tensor for name, tensor in self.average.items()}
         names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}

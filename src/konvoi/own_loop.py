@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from konvoi.errors import JobError, PlanError
 from konvoi.island import Gradient, LiveIsland
 from konvoi.job.data.positions import part
+from konvoi.plan.island import Island
 from konvoi.plan.split.parts import Parts
 from konvoi.values import MicroBatch, Objective
 
+T = TypeVar("T")
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 
@@ -51,29 +55,30 @@ class OwnLoop:
         `objective` is `(model, batch) -> (loss_sum, weight)`; None takes `model(**batch).loss`, a mean, as the models
         of transformers return it.
 
-        Raises: PlanError for a pipeline; JobError for an optimizer that has taken steps, or holds parameters that are
-        not the model's.
+        Under pp the model that comes back is this worker's stages, and `run` is how it is called.
+
+        Raises: JobError for an optimizer that has taken steps, or holds parameters that are not the model's; PlanError
+        for what cannot be split so.
         """
-        if self._island.plan.pp > 1:
-            raise PlanError(
-                "a program with its own loop cannot be split into stages yet",
-                found=f"pp={self._island.plan.pp}",
-                hint="konvoi.train runs pipelines; here, dp and fsdp",
-            )
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         names = _names_in_groups(model, optimizers)
         self._copy_from_first(model)
-        self._parts = self._island.split(model, objective or loss_of_model, seed=0)
+        example = None
+        if self._island.plan.pp > 1:
+            example, batches = _first_sample(batches)
+        self._parts = self._island.split(model, objective or loss_of_model, seed=0, example=example)
         parameters = dict(self._parts.named_parameters())
         for one, groups in zip(optimizers, names, strict=True):
             for group, members in zip(one.param_groups, groups, strict=True):
-                group["params"] = [parameters[name] for name in members]
-        return self._parts.modules[0], optimizer, _Parted(batches, self._island, self._shared_seed())
+                group["params"] = [parameters[name] for name in members if name in parameters]  # pp: of its stages
+        modules = self._parts.modules
+        split = modules[0] if self._island.plan.pp == 1 else _Stages(modules)
+        return split, optimizer, _Parted(batches, self._island, self._shared_seed())
 
     def forward_backward(self, batch: Any) -> float:
         """Gradients of this worker's part of a batch, summed over the workers. Returns the global mean loss."""
         parts, rows = self._prepared(), _num_rows(batch)
-        count = self._island.plan.accumulate
+        count = self._island.plan.num_micro_batches(rows * self._island.plan.num_parts)
         if rows < count:
             raise PlanError(
                 "a worker's part of the batch has too few samples", found=f"{rows} samples, accumulate={count}"
@@ -82,6 +87,17 @@ class OwnLoop:
         micro = [MicroBatch(_cut(batch, start, stop)) for start, stop in cuts]
         self._gradient, self._is_mean = self._island.forward_backward(parts, micro), False
         return self._gradient.loss
+
+    def run(self, function: Callable[[nn.Module, Any], T], batch: Any) -> T:
+        """What `function(model, batch)` returns, without gradients; it calls the model once. Every worker gets the
+        answer to its own part of the batch."""
+        with torch.no_grad(), self._island.computing():
+            found: T = self._prepared().run(function, batch)
+        if self._island.plan.pp == 1:
+            return found
+        told = self._island.tell_all_stages(tree_map_only(Tensor, Tensor.cpu, found))  # its device is not another's
+        moved: T = tree_map_only(Tensor, lambda tensor: tensor.to(self.device), told)
+        return moved
 
     def clip_grad_norm_(self, max_norm: float) -> float:
         """Scale the mean gradient of the whole model to at most `max_norm`; returns its norm before."""
@@ -97,6 +113,7 @@ class OwnLoop:
         if is_finite:
             for one in [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer:
                 one.step()
+            self._prepared().refresh()
         self._island.after_step(is_finite)
         self._gradient = None
         return is_finite
@@ -146,16 +163,38 @@ def loss_of_model(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor
     return torch.where(weight > 0, loss, torch.zeros_like(loss)) * weight, weight
 
 
+class _Stages(nn.ModuleList):
+    """What a worker holds of a model that is split into stages."""
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        raise PlanError(
+            "no worker holds all of a model that is split into stages",
+            hint="island.forward_backward(batch), or island.run(lambda model, batch: model(**batch), batch)",
+        )
+
+
+def _first_sample(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """A batch of one sample, and all batches still to come."""
+    if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
+        first = batches.dataset[0]  # no pass begun, no number drawn
+        return (
+            batches.collate_fn([first]) if batches.batch_sampler else _cut(batches.collate_fn(first), 0, 1)
+        ), batches
+    found = iter(batches)
+    first = next(found, None)
+    return _cut(first, 0, 1), itertools.chain([first], found) if found is batches else batches
+
+
 class _Parted:
     """This worker's part of every global batch."""
 
     def __init__(self, batches: Iterable[Any], island: LiveIsland, seed: int) -> None:
-        self.island, self.is_cut = island, False
+        self.island, self.is_cut, self.takes = island, False, _Takes(island.plan)
         self.batches = batches
         self.part, self.num_parts = island.part, island.plan.num_parts
         if isinstance(batches, DataLoader) and batches.batch_sampler is not None and island.place.num_workers > 1:
             # Read only what is this worker's: the same batches of indices everywhere, each worker its part of them.
-            self.batches, self.is_cut = _parted_loader(batches, self.part, self.num_parts, seed), True
+            self.batches, self.is_cut = _parted_loader(batches, self.part, self.takes, seed), True
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
@@ -164,34 +203,54 @@ class _Parted:
         for batch in self.batches:
             if not self.is_cut:
                 rows = _num_rows(batch)
-                if rows < self.num_parts:
-                    continue  # the last, incomplete one: every worker leaves it out
+                if not self.takes(rows):
+                    continue
                 batch = _cut(batch, *part(0, rows, self.part, self.num_parts))
             yield self.island.to_device(MicroBatch(batch)).batch
+
+
+class _Takes:
+    """Whether workers can share a batch of so many samples. The last, incomplete one all of them leave out where they
+    cannot. Raises: PlanError for others."""
+
+    def __init__(self, plan: Island) -> None:
+        self.plan, self.most = plan, 0
+
+    def __call__(self, rows: int) -> bool:
+        self.most = max(self.most, rows)
+        if self.plan.pp == 1:
+            return rows >= self.plan.num_parts
+        try:
+            self.plan.check_batch(rows)
+        except PlanError:
+            if rows == self.most:
+                raise
+            return False
+        return True
 
 
 class _PartOfEach:
     """A batch sampler: this worker's part of each batch of another's."""
 
-    def __init__(self, batches: Any, worker: int, num_workers: int) -> None:
-        self.batches, self.worker, self.num_workers = batches, worker, num_workers
+    def __init__(self, batches: Any, number: int, takes: _Takes) -> None:
+        self.batches, self.part, self.takes = batches, number, takes
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
-            if len(batch) >= self.num_workers:
-                start, stop = part(0, len(batch), self.worker, self.num_workers)
+            if self.takes(len(batch)):
+                start, stop = part(0, len(batch), self.part, self.takes.plan.num_parts)
                 yield batch[start:stop]
 
 
-def _parted_loader(loader: DataLoader[Any], worker: int, num_workers: int, seed: int) -> DataLoader[Any]:
+def _parted_loader(loader: DataLoader[Any], number: int, takes: _Takes, seed: int) -> DataLoader[Any]:
     if isinstance(loader.sampler, RandomSampler) and loader.sampler.generator is None:
         loader.sampler.generator = torch.Generator().manual_seed(seed)  # the same order on every worker
     return DataLoader(
         loader.dataset,
-        batch_sampler=_PartOfEach(loader.batch_sampler, worker, num_workers),
+        batch_sampler=_PartOfEach(loader.batch_sampler, number, takes),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

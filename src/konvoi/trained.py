@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from konvoi.errors import StateError
+from konvoi.errors import CheckpointMismatch, StateError
 from konvoi.job.job import Job
 from konvoi.learner import check_same_model, shapes_of
 from konvoi.plan.split.materialize import build, materialize
@@ -48,6 +48,9 @@ def check_resumable(job: Job, record: Record) -> None:
     """
     _, path = newest(record)
     check_same_model(checkpoint.facts_of(path)["shapes"], shapes_of(_outline(job.model)))
+    before = record.task().prepared.job.adapt
+    if job.adapt != before:
+        raise CheckpointMismatch("this checkpoint is of other adapters", found=repr(before), expected=repr(job.adapt))
 
 
 def _outline(model: Any) -> nn.Module:

@@ -5,6 +5,7 @@ Nothing here imports torch when it is loaded: a recipe that only names ready-mad
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -141,3 +142,23 @@ class Metrics:
 
     values: Mapping[str, float]
     weight: float
+
+
+# Inside a model with adapters, as PEFT names them: `x` becomes `x.base_layer`, `x.lora_A.default`, `x.lora_B.default`.
+
+
+def base_name(name: str) -> str:
+    """The name that a module or parameter has where there is no adapter.
+
+    >>> base_name("blocks.0.up.base_layer.weight")
+    'blocks.0.up.weight'
+    """
+    return re.sub(r"\.base_layer(?=\.|$)", "", name)
+
+
+def is_adapter(name: str) -> bool:
+    """
+    >>> is_adapter("blocks.0.up.lora_A.default.weight"), is_adapter("blocks.0.up.base_layer.weight")
+    (True, False)
+    """
+    return ".lora_A." in name or ".lora_B." in name

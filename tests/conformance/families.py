@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from konvoi.job import models, objectives, optimizers, schedules
+from konvoi.job import adapt, models, objectives, optimizers, schedules
 from konvoi.job.job import Job
 from konvoi.proof import Case
 from konvoi.proof.cases import Images
@@ -91,6 +91,7 @@ FAMILIES = {
 PLANS = ("tp=2", "pp=2,accumulate=2")
 HYBRIDS = ("tp=2,pp=2,accumulate=2", "fsdp=2,tp=2", "tp=2,sequence_parallel", "pp=2,accumulate=4,schedule=interleaved")
 FAMILY_ROWS = [(name, plan) for name in FAMILIES for plan in (*PLANS, *(HYBRIDS if name in ("llama", "t5") else ()))]
+FAMILY_ROWS += [(f"{name} lora", plan) for name in ("llama", "gpt2", "bert", "t5", "vit") for plan in PLANS]
 
 OBJECTIVES = {
     "causal": objectives.next_token(),
@@ -114,9 +115,12 @@ class Tokens:
 
 
 def case(name: str) -> Case:
-    family = FAMILIES[name]
+    """A family by its name; with " lora" behind it, of which only adapters are trained."""
+    base = name.removesuffix(" lora")
+    family = FAMILIES[base]
+    model = models.hf({"model_type": base, **family.config}, kind=family.kind)
     job = Job(
-        model=models.hf({"model_type": name, **family.config}, kind=family.kind),
+        model=model if base == name else adapt.lora(rank=3, alpha=24).on(model),
         data=Images() if family.kind == "images" else Tokens(),
         objective=OBJECTIVES[family.kind],
         optimizer=optimizers.sgd(lr=0.3, momentum=0.9),

@@ -48,7 +48,8 @@ def line_of(row: Row) -> str:
 
 
 def family_lines() -> dict[tuple[str, str], str]:
-    return {(name, plan): f"| {name} | {FAMILIES[name].what} | `{plan}` |" for name, plan in FAMILY_ROWS}
+    whats = {name: FAMILIES[name.removesuffix(" lora")].what for name, _ in FAMILY_ROWS}
+    return {(name, plan): f"| {name} | {whats[name]} | `{plan}` |" for name, plan in FAMILY_ROWS}
 
 
 def _shown(name: str, line: str, old: str) -> str:

@@ -16,6 +16,8 @@ QUICK_TP = ("gpt tied tp=2", "gpt heads tp=2", "gpt ragged tp=2,sequence_paralle
 
 
 def is_slow(row):
+    if row.case == "gpt deep lora":
+        return row.name not in ("gpt deep lora fsdp=2", "gpt deep lora pp=2")
     if row.plan.tp > 1:
         return row.name not in QUICK_TP
     compiles = row.plan.compile and row.case.startswith("gpt")

@@ -9,7 +9,7 @@ from konvoi.proof import PRELOAD, differences, trace
 from tests.conformance import planted
 from tests.conformance.families import FAMILY_ROWS, FLOOR, PLANS, TOLERANCE, case
 
-QUICK = (("llama", PLANS[1]), ("gpt2", PLANS[0]), ("mixtral", PLANS[0]), ("t5", PLANS[1]))
+QUICK = (("llama", PLANS[1]), ("gpt2", PLANS[0]), ("mixtral", PLANS[0]), ("t5", PLANS[1]), ("gpt2 lora", PLANS[0]))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from konvoi.errors import DataError, JobError, did_you_mean
 from konvoi.job import data as data_sets
 from konvoi.job import optimizers, schedules
+from konvoi.job.adapt import LoRA
 from konvoi.observe.events import CheckpointSaved, Evaluated, StepDone
 from konvoi.values import DataSpec, ModelRecipe, Objective, OptimizerRecipe, Schedule, Source, Splits
 
@@ -54,6 +55,7 @@ class Job:
     - one of `steps`, `tokens`, `epochs` (default: one epoch).
     - `clip_grad_norm`: the largest 2-norm of the whole model's gradient; None leaves it.
     - `ema`: decay per step of an exponential moving average of the weights, evaluated and exported in their place.
+    - `adapt`: `kv.adapt.lora(rank=8)` trains and saves adapters only.
     - `freeze`: patterns of parameter names that are not trained ("*.embed*").
     - `validate_every`: steps between evaluations on the held-out part, beside the first and the last; 0: never.
     - `patience`: evaluations without a better loss after which the run stops early.
@@ -78,6 +80,7 @@ class Job:
     seed: int = 0
     clip_grad_norm: float | None = 1.0
     ema: float | None = None
+    adapt: LoRA | None = None
     freeze: tuple[str, ...] = ()
     validate_every: int | None = None
     validate_batches: int | None = None
@@ -129,6 +132,8 @@ def _check_parts(job: Job) -> None:
         )
     if not isinstance(job.schedule, Schedule) or isinstance(job.schedule, type):
         raise JobError("the schedule is a recipe", found=repr(job.schedule), hint="kv.schedules.cosine(warmup=100)")
+    if job.adapt is not None and not isinstance(job.adapt, LoRA):
+        raise JobError("adapt is a kind of adapter", found=repr(job.adapt), hint="adapt=kv.adapt.lora(rank=8)")
     if isinstance(job.freeze, str) or not all(isinstance(pattern, str) for pattern in job.freeze):
         raise JobError(
             "freeze is several patterns of parameter names", found=repr(job.freeze), hint=f"freeze=({job.freeze!r},)"
@@ -185,7 +190,8 @@ def prepare(job: Job) -> Prepared:
     """Read the data and derive what is open. Raises: DataError, JobError."""
     splits = data_sets.of(job.data).prepare()
     spec = splits.spec
-    model = job.model.fit(spec) if isinstance(job.model, ModelRecipe) else job.model
+    model = job.adapt.on(job.model) if job.adapt else job.model
+    model = model.fit(spec) if isinstance(model, ModelRecipe) else model
     num_samples = len(splits.train) if isinstance(splits.train, Source) else None
     _check_against_data(job, splits, num_samples)
     num_steps = _num_steps(job, spec, num_samples)

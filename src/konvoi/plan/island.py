@@ -126,6 +126,13 @@ class Island:
 
     def check(self, *, num_workers: int, global_batch: int, num_samples: int | None) -> None:
         """Everything about this plan that can be known before a worker starts. Raises: PlanError."""
+        self.check_workers(num_workers)
+        self.check_batch(global_batch)
+        if num_samples is not None and num_samples < self.num_parts:
+            raise PlanError("fewer samples than workers", found=f"{num_samples} samples, {self.num_parts} workers")
+
+    def check_workers(self, num_workers: int) -> None:
+        """What holds for any batch. Raises: PlanError."""
         if self.num_workers != num_workers:
             shown = [name for name in AXES if getattr(self, name) > 1 or name in ("dp", "fsdp")]
             axes = " x ".join(f"{name}={getattr(self, name)}" for name in shown)
@@ -134,6 +141,15 @@ class Island:
                 found=f"{axes} = {self.num_workers} workers on a fleet of {num_workers}",
                 hint=f"plan for {num_workers}, e.g. dp={num_workers}, or ask the fleet for {self.num_workers} workers",
             )
+        if self.schedule == "zbv" and self.fsdp > 1:
+            raise PlanError(
+                "a zero-bubble schedule with fsdp would compute wrong gradients (torch 2.13)",
+                found=f"schedule=zbv, fsdp={self.fsdp}",
+                hint="schedule=interleaved with fsdp, or zbv with dp",
+            )
+
+    def check_batch(self, global_batch: int) -> None:
+        """Whether this plan can cut so many samples into its parts and passes. Raises: PlanError."""
         forwards = self.num_parts * self.accumulate
         if global_batch < forwards:
             raise PlanError(
@@ -142,18 +158,10 @@ class Island:
                 expected=f"at least {forwards}, one a pass",
                 hint=f"global_batch={forwards} on the job, or fewer workers",
             )
-        if num_samples is not None and num_samples < self.num_parts:
-            raise PlanError("fewer samples than workers", found=f"{num_samples} samples, {self.num_parts} workers")
         if self.pp > 1:
             self._check_pipeline(global_batch)
 
     def _check_pipeline(self, global_batch: int) -> None:
-        if self.schedule == "zbv" and self.fsdp > 1:
-            raise PlanError(
-                "a zero-bubble schedule with fsdp would compute wrong gradients (torch 2.13)",
-                found=f"schedule=zbv, fsdp={self.fsdp}",
-                hint="schedule=interleaved with fsdp, or zbv with dp",
-            )
         number = self.num_micro_batches(global_batch)
         if global_batch % (self.num_parts * number):
             raise PlanError(

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from konvoi import devices
-from konvoi.job import models, objectives, optimizers, schedules
+from konvoi.job import adapt, models, objectives, optimizers, schedules
 from konvoi.job.job import Job
 from konvoi.values import Objective, Source
 
@@ -109,10 +109,11 @@ CASES = (
     "callable",
     "instance",
 )
+ADAPTED = ("gpt deep lora", "callable lora", "instance lora")  # these need PEFT
 
 
 def case(name: str, **changes: Any) -> Case:
-    """One of `CASES`, with fields of its job changed. Raises: KeyError."""
+    """One of `CASES` or `ADAPTED`, with fields of its job changed. Raises: KeyError."""
     gpt = models.gpt(depth=2, width=16, num_heads=2, num_kv_heads=1, vocab_size=VOCAB, seq_len=SEQ)
     text, images = objectives.next_token(), objectives.classification()
     made: dict[str, tuple[Any, Source, Objective]] = {
@@ -128,7 +129,11 @@ def case(name: str, **changes: Any) -> Case:
         "callable": (Plain, Images(), images),
         "instance": (instance(), Images(), images),
     }
-    model, data, objective = made[name]
+    model, data, objective = made[name.removesuffix(" lora")]
+    if name in ADAPTED:
+        # A frozen embedding and head learn next to nothing in these steps.
+        ends = ("embed", "head") if name.startswith("gpt") else ()
+        model = adapt.lora(rank=3, alpha=6, modules_to_save=ends).on(model)  # a rank that no axis divides
     common: dict[str, Any] = {
         "optimizer": optimizers.adamw(lr=2e-2, weight_decay=0.1),
         "schedule": schedules.constant(),

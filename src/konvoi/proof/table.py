@@ -53,8 +53,8 @@ class Row:
         return dataclasses.replace(self, plan=plan, tolerance=max(self.tolerance, ACCELERATOR), only_losses=True)
 
 
-def rows(max_workers: int = 4, *, compiled: bool = True) -> list[Row]:
-    """The rows for up to `max_workers` workers."""
+def rows(max_workers: int = 4, *, compiled: bool = True, adapters: bool = True) -> list[Row]:
+    """The rows for up to `max_workers` workers; without those that compile, or those that need PEFT."""
     one, dp, fsdp = _plan(), _plan(dp=2), _plan(fsdp=2)
     both = (dp, fsdp)
     table = [Row("gpt", _plan(dp=n)) for n in (1, 2, 3, 4)] + [Row("gpt", _plan(fsdp=n)) for n in (2, 3, 4)]
@@ -85,7 +85,21 @@ def rows(max_workers: int = 4, *, compiled: bool = True) -> list[Row]:
         table += [Row("gpt deep", _but(plan, compile=True)) for plan in pipelines]
         table += [Row(name, _but(plan, compile=True)) for name in ("callable", "gpt") for plan in both]
         table += [Row("callable", _but(fsdp, compile=True, checkpoint_activations=True))]
+    if adapters:
+        table += _adapters()
     return [row for row in table if row.plan.num_workers <= max_workers]
+
+
+def _adapters() -> list[Row]:
+    tp, pp = _plan(tp=2), _plan(pp=2)
+    ways = [_plan(dp=2), _plan(fsdp=2), tp, _but(tp, sequence_parallel=True), _but(tp, fsdp=2)]
+    table = [Row("gpt deep lora", plan) for plan in ways]
+    table += [Row("gpt deep lora", _but(plan, checkpoint_activations=True, accumulate=2)) for plan in (ways[1], tp)]
+    stages = [*(_but(pp, schedule=schedule) for schedule in SCHEDULES), _but(pp, dp=2), _but(pp, fsdp=2)]
+    table += [Row("gpt deep lora", plan) for plan in (*stages, _but(pp, tp=2, accumulate=2))]
+    table += [Row("gpt deep lora", _plan(dp=2, tp=2, pp=2, accumulate=2))]
+    table += [Row(name, plan) for name in ("callable lora", "instance lora") for plan in ways[:2]]
+    return [*table, Row("instance lora", pp)]
 
 
 def _pipelines() -> list[Row]:

@@ -19,6 +19,7 @@ EXTRAS = {  # each with a module that only it needs
     "text": "tokenizers",
     "hub": "datasets",
     "hf": "transformers",
+    "lora": "peft",
     "images": "PIL",
     "tensorboard": "tensorboard",
 }
@@ -114,7 +115,7 @@ def self_test(say: Callable[[str], None], *, budget_s: float = BUDGET_S) -> bool
         device = local().device_kind(machine)
         num_workers = CPU_WORKERS if device == "cpu" else machine["num_devices"]
         with Pool(agent, num_workers, device=device) as pool:
-            table = rows(num_workers, compiled=False)
+            table = rows(num_workers, compiled=False, adapters=importlib.util.find_spec("peft") is not None)
             if device != "cpu":
                 table = list(dict.fromkeys(row.on_accelerator() for row in table))
             usual = "float64 to 1e-9" if device == "cpu" else "fp32, losses to 1e-4"

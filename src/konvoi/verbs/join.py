@@ -40,6 +40,6 @@ def join(plan: Island | None = None) -> Iterator[OwnLoop]:
             yield OwnLoop(island)
         return
     plan = plan or Island(dp=torchrun.num_workers())
-    plan.check(num_workers=torchrun.num_workers(), global_batch=plan.num_workers * plan.accumulate, num_samples=None)
+    plan.check_workers(torchrun.num_workers())
     with torchrun.place(kind, devices.num_cores(), lambda event: None) as place, enter(place, plan) as island:
         yield OwnLoop(island)

@@ -57,9 +57,9 @@ class Run:
 
         return load_model(record.Record(self.folder))
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> Path:
         """Write safetensors and a config; see `kv.save_pretrained`."""
-        return save_pretrained(self.folder, folder)
+        return save_pretrained(self.folder, folder, merge=merge)
 
     def report(self) -> Path:
         """Write `report.html` anew and return its path."""

@@ -9,6 +9,7 @@ import konvoi as kv
 from konvoi.errors import JobError
 from konvoi.job import models
 from konvoi.plan.split.materialize import build, materialize
+from konvoi.proof.cases import Images
 from konvoi.values import DataSpec
 from tests import small
 
@@ -74,6 +75,38 @@ def test_the_data_decides_what_is_open():
 def test_what_does_not_fit_is_refused(saved, make, message):
     with pytest.raises(JobError, match=message):
         make(saved)
+
+
+def test_a_new_head_is_drawn_on_the_weights_of_a_base_model(agent, tmp_path):
+    """Some of the parameters come from a folder, under names without the model's own prefix; the head is another's."""
+    fields = FIELDS | {"image_size": 8, "patch_size": 4, "num_channels": 1}
+    theirs = transformers.ViTModel(transformers.ViTConfig(**fields), add_pooling_layer=False)
+    theirs.save_pretrained(tmp_path / "base")
+    recipe = models.hf(tmp_path / "base", kind="images", new=("classifier.*",)).fit(DataSpec(num_classes=7))
+    made = []
+    for seed in (0, 0, 1):
+        module = build(recipe, seed, CPU, torch.float32)
+        assert all(parameter.is_meta for parameter in module.parameters())
+        materialize(module, seed, CPU, [("", module)], lambda unit: None)
+        assert same(theirs, module.vit)
+        made.append(module.classifier.weight)
+    assert made[0].shape == (7, 32)
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+    assert 0.01 < made[0].std() < 0.04  # as transformers draws it
+    with pytest.raises(JobError, match="other names") as caught:
+        models.hf(tmp_path / "base", kind="images")()
+    assert "new=('classifier.*',)" in caught.value.hint
+    with pytest.raises(JobError, match="new names no parameter"):
+        models.hf(tmp_path / "base", kind="images", new=("head.*",))()
+    job = small.job(
+        model=models.hf(str(tmp_path / "base"), kind="images", new=("classifier.*",), num_labels=4),
+        data=Images(),
+        steps=3,
+    )
+    alone = small.train(agent, tmp_path, job, kv.Island(), name="alone")
+    run = small.train(agent, tmp_path, job, kv.Island(pp=2))
+    torch.testing.assert_close(torch.tensor(run.losses), torch.tensor(alone.losses), rtol=1e-4, atol=1e-6)
 
 
 def test_weights_of_another_model_are_refused(saved, tmp_path):

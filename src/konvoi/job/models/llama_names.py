@@ -40,6 +40,18 @@ def llama_name(name: str) -> str:
     return f"model.layers.{index}.{INNER[inner]}.{leaf}"
 
 
+def llama_module(name: str) -> str:
+    """The same of a module that has a weight; another keeps its name.
+
+    >>> llama_module("blocks.3.attention.q"), llama_module("blocks.3.attention")
+    ('model.layers.3.self_attn.q_proj', 'blocks.3.attention')
+    """
+    try:
+        return llama_name(f"{name}.weight").removesuffix(".weight")
+    except (KeyError, ValueError):
+        return name
+
+
 def llama_config(gpt: GPT) -> dict[str, Any]:
     """The content of config.json: what `LlamaConfig(**config)` and `AutoModelForCausalLM.from_pretrained` read.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from konvoi.plan.split.elsewhere import Elsewhere, copied, on_meta, remove_own_parameters
 from konvoi.values import Objective
@@ -21,6 +22,8 @@ class Calls:
     moments: dict[str, list[int]] = field(default_factory=dict)  # by name of part
     # By block: which of its arguments' leaves depend on parameters, and so come from the stage before.
     flowing: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    # By part: floating-point operations of its matrices, convolutions and attention, forward, for the example.
+    operations: dict[str, int] = field(default_factory=dict)
 
     def first(self, name: str) -> int | None:
         return self.moments[name][0] if name in self.moments else None
@@ -32,6 +35,7 @@ class Heard(Elsewhere):
     def __init__(self, twin: nn.Module, name: str, calls: Calls, *, is_block: bool) -> None:
         super().__init__(twin, is_block=is_block)
         self.name, self.calls = name, calls
+        self.operations = 0  # of a call of the shapes that were looked at last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         moment = sum(map(len, self.calls.moments.values()))
@@ -40,7 +44,16 @@ class Heard(Elsewhere):
             leaves, _ = tree_flatten((args, kwargs))
             flowing = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
             self.calls.flowing.setdefault(self.name, tuple(flowing))
-        return tree_map(_marked, super().forward(*args, **kwargs))
+        answer = super().forward(*args, **kwargs)
+        self.calls.operations[self.name] = self.calls.operations.get(self.name, 0) + self.operations
+        return tree_map(_marked, answer)
+
+    def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.operations = 0  # where it cannot run on `meta`, not half of it
+        with FlopCounterMode(display=False) as counter:
+            found = super()._ask(args, kwargs)
+        self.operations = counter.get_total_flops()
+        return found
 
 
 def calls_of(
@@ -71,4 +84,4 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     """Parts bring no memory; what is left, small buffers of the model's own, is filled with zeros on `meta`."""
     if isinstance(tensor, nn.Parameter):
         return on_meta(tensor)
-    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
+    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.cpu()

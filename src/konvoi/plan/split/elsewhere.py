@@ -61,13 +61,16 @@ class Elsewhere(nn.Module):
     def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         meta_args, meta_kwargs = tree_map(_to_meta, (args, kwargs))
         try:
-            with torch.no_grad():
-                return self.twin(*meta_args, **meta_kwargs)
+            return self._ask(meta_args, meta_kwargs)
         except Exception:
             if not self.is_block:
                 raise
             leaves, _ = tree_flatten((meta_args, meta_kwargs))
             return leaves[first_tensor(meta_args, meta_kwargs)]
+
+    def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            return self.twin(*args, **kwargs)
 
 
 class Entry:

@@ -25,7 +25,7 @@ from konvoi.plan.split.estimate import check_fits
 from konvoi.plan.split.materialize import build, materialize
 from konvoi.plan.split.parts import Parts, single
 from konvoi.plan.split.replicate import replicate
-from konvoi.values import Objective
+from konvoi.values import Objective, base_name
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _leave_whole(name: str, module: nn.Module) -> None:
 def _freeze(module: nn.Module, patterns: Sequence[str]) -> None:
     names = dict(module.named_parameters())
     for pattern in patterns:
-        found = fnmatch.filter(names, pattern)
+        found = [name for name in names if any(fnmatch.fnmatch(one, pattern) for one in (name, base_name(name)))]
         if not found:
             raise JobError("freeze names no parameter", found=pattern, expected=f"e.g. {next(iter(names), '')}")
         for name in found:

@@ -144,9 +144,8 @@ def cut_up(
     calls = calls_of(module, objective, example, parts, names) if objective and example is not None else None
     names, blocks_of, places = _in_order(names, parts, calls)
     num_stages = len(stages_of(0, pp, schedule)) * pp
-    costs = [
-        sum(_cost(module.get_submodule(part)) for part in parts if blocks_of[part] == n) for n in range(len(names))
-    ]
+    cost_of = _costs(module, parts, names, calls)
+    costs = [sum(cost_of[part] for part in parts if blocks_of[part] == n) for n in range(len(names))]
     again = [part for part in parts if calls and len(calls.moments.get(part, ())) > 1]
     if places is not None and 1 + len(places) < num_stages <= len(names):
         raise PlanError(
@@ -248,13 +247,15 @@ def _parts(module: nn.Module, blocks: Sequence[str]) -> list[str]:
     return found
 
 
-def _cost(module: nn.Module) -> float:
-    """About its share of a step's time: the numbers in its matrices, of which an embedding's are only looked up."""
-    matrices = (
-        parameter.numel()
-        for child in module.modules()
-        if not isinstance(child, nn.Embedding)
-        for parameter in child.parameters(recurse=False)
-        if parameter.ndim > 1
-    )
-    return float(sum(matrices))
+def _costs(module: nn.Module, parts: Sequence[str], blocks: Sequence[str], calls: Calls | None) -> dict[str, float]:
+    """About each part's share of a step's time: its operations, counted as the model calls it; where that shows none
+    for a block, the numbers in its matrices. Not measured: each worker, and each run, must come to the same."""
+    if calls and all(calls.operations.get(name) for name in blocks if name in calls.moments):
+        return {part: float(calls.operations.get(part, 0)) for part in parts}
+    return {part: float(_numbers(module.get_submodule(part))) for part in parts}
+
+
+def _numbers(module: nn.Module) -> int:
+    """In its matrices; an embedding's are only looked up."""
+    owners = (child for child in module.modules() if not isinstance(child, nn.Embedding))
+    return sum(p.numel() for owner in owners for p in owner.parameters(recurse=False) if p.ndim > 1)

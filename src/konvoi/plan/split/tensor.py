@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 from konvoi.plan.split.local_attention import LocalAttention
 from konvoi.plan.split.parts import Parts, gradients_of
 from konvoi.plan.split.tensor_plan import is_transposed, style_of, styles
-from konvoi.values import MicroBatch, takes_vocabulary_shards
+from konvoi.values import MicroBatch, base_name, is_adapter, takes_vocabulary_shards
 
 # Where a parameter is cut, by the style of its module: (matrix, vector); a vector is a bias.
 CUTS: dict[str, tuple[Placement, Placement]] = {
@@ -86,7 +86,8 @@ class Cutter:
         with nothing beside them."""
         below = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
         are_matrices = all(any(p.ndim > 1 for p in part.parameters(recurse=False)) for part in below)
-        reads = any(self.styles.get(f"{name}.{child}") == "colwise" for child, _ in module.named_children())
+        styles = {base_name(one): style for one, style in self.styles.items() if not is_adapter(one)}
+        reads = any(styles.get(f"{name}.{child}") == "colwise" for child, _ in module.named_children())
         if isinstance(self.residual, Shard) and reads and are_matrices:
             module.register_forward_pre_hook(_gather_inputs)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from konvoi.errors import PlanError, did_you_mean
 from konvoi.plan.split.blocks import find_blocks
+from konvoi.values import base_name, is_adapter
 
 STYLES = (
     *("colwise", "packed_colwise", "rowwise", "embedding_rowwise", "embedding_colwise"),
@@ -67,9 +68,9 @@ def inferred(module: nn.Module) -> dict[str, str]:
             one = ".".join((*name.split(".")[:-1], "*", child))
             found[one] = style if found.get(one, style) == style else "replicate"
     inside = tuple(f"{name}." for name, _ in blocks)
-    rest = [(name, part) for name, part in module.named_modules() if not name.startswith(inside)] if blocks else []
+    rest = [(base_name(name), part) for name, part in module.named_modules() if not name.startswith(inside)]
     heads = {(part.out_features, part.in_features): name for name, part in rest if isinstance(part, nn.Linear)}
-    for name, part in rest:
+    for name, part in rest if blocks else ():
         shape = (part.num_embeddings, part.embedding_dim) if isinstance(part, nn.Embedding) else None
         if found and shape in heads:
             found |= {name: "embedding_rowwise", heads[shape]: "colwise"}
@@ -80,15 +81,15 @@ def _of_block(block: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     width: int | None = None
     for name, attention in _attentions(block):
-        matrices = [(child, part) for child, part in attention.named_modules(prefix=name) if is_matrix(part)]
-        if len(matrices) > 1:
-            *before, (last, out) = matrices
+        inside = matrices(attention, name)
+        if len(inside) > 1:
+            *before, (last, out) = inside
             width = shape_of(out)[0]
             found[last] = "rowwise"
             for child, part in before:  # those of queries, keys and values in one are cut where none of them ends
                 is_fused = shape_of(part)[0] > shape_of(out)[1]
                 found[child] = "packed_colwise" if is_fused else "colwise"
-    rest = [(name, part) for name, part in block.named_modules() if is_matrix(part) and name not in found]
+    rest = [(name, part) for name, part in matrices(block) if name not in found]
     width = width or (shape_of(rest[0][1])[1] if len(rest) > 1 else None)
     for name, part in rest:
         wide, narrow = shape_of(part)
@@ -106,6 +107,12 @@ def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
         if "attention" in type(part).__name__.lower() and not name.startswith(tuple(f"{n}." for n, _ in found)):
             found.append((name, part))
     return found
+
+
+def matrices(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The matrices of a module by name; where one has an adapter, itself under the name that it had without."""
+    named = module.named_modules(prefix=prefix)
+    return [(base_name(name), part) for name, part in named if is_matrix(part) and not is_adapter(name)]
 
 
 def is_matrix(module: nn.Module) -> bool:
@@ -127,7 +134,7 @@ def check(module: nn.Module, tp: int, device_kind: str) -> str:
     """How the model will be cut, as a person reads it. Raises: PlanError where it cannot be, over so many workers."""
     plan = plan_of(module)
     _check_dropout(module, tp, device_kind)
-    names = [*(name for name, _ in module.named_modules()), *(name for name, _ in module.named_parameters())]
+    names = [base_name(name) for named in (module.named_modules(), module.named_parameters()) for name, _ in named]
     for name, style in plan.items():
         if style not in STYLES:
             raise PlanError("unknown style in tp_plan", found=f"{name}: {style}", hint=did_you_mean(style, STYLES))
@@ -154,7 +161,7 @@ def check(module: nn.Module, tp: int, device_kind: str) -> str:
     shown = [
         f"{name} {style}"
         for name, style in plan.items()
-        if any(_matches(name, one) and cut[one] == style for one in cut)
+        if any(_matches(name, base_name(one)) and cut[one] == style for one in cut)
     ]
     return f"tp = {', '.join(shown)} ({how}); all else whole on each worker"
 
@@ -173,15 +180,24 @@ def styles(module: nn.Module, plan: Mapping[str, str], tp: int) -> dict[str, str
     """The style of every module that holds parameters itself, by name.
 
     Keys and values with fewer heads than workers stay whole on each: several need the same (arXiv 2305.13245).
+    Of an adapter B A beside a matrix, A is cut where its input is, B where its output is.
     """
     found = {}
     for name, part in module.named_modules():
         if any(True for _ in part.parameters(recurse=False)):
-            style = "local" if isinstance(part, CONVOLUTIONS) else style_of(name, plan)
-            parent = module.get_submodule(name.rpartition(".")[0])
-            is_shared = style == "colwise" and _is_of_fewer_heads(part, parent, tp)
-            found[name] = "replicate" if is_shared else style
+            original, _, letter = base_name(name).partition(".lora_")
+            style = "local" if isinstance(part, CONVOLUTIONS) else style_of(original, plan)
+            parent = module.get_submodule(original.rpartition(".")[0])
+            if style == "colwise" and _is_of_fewer_heads(_base(module.get_submodule(original)), parent, tp):
+                style = "replicate"
+            is_uncut = bool(letter) and ("colwise" in style if letter[0] == "A" else style == "rowwise")
+            found[name] = "replicate" if is_uncut else style
     return found
+
+
+def _base(module: nn.Module) -> nn.Module:
+    """A module without its adapter."""
+    return getattr(module, "base_layer", module)
 
 
 def style_of(name: str, plan: Mapping[str, str]) -> str:
@@ -205,7 +221,7 @@ def _is_of_fewer_heads(module: nn.Module, attention: nn.Module, tp: int) -> bool
     heads, kv_heads = _field(attention, HEADS), _field(attention, KV_HEADS)
     if not heads or not kv_heads or kv_heads == heads or kv_heads % tp == 0:
         return False
-    most = max(shape_of(child)[0] for child in attention.children() if is_matrix(child))
+    most = max(shape_of(child)[0] for child in map(_base, attention.children()) if is_matrix(child))
     return is_matrix(module) and shape_of(module)[0] * heads == most * kv_heads
 
 
