@@ -9,10 +9,11 @@ from konvoi.proof import PRELOAD, Table, is_a_fair_test, rows
 from tests.conformance import page
 
 ROWS = rows(4)
-# Rows that take more than a second or two: what compiles (seconds, those of the GPT as many again), two stages that
-# recompute or share a weight over four workers, and most of tp's, whose operators are slow to launch; of these one of
+# Rows that take more than a second or two: what compiles (seconds, those of the GPT as many again), pipelines of more
+# than two workers or with something beside them, and most of tp's, whose operators are slow to launch; of these one of
 # each kind is in every run.
 QUICK_TP = ("gpt tied tp=2", "gpt heads tp=2", "gpt ragged tp=2,sequence_parallel=True", "gpt ragged dp=2,tp=2")
+QUICK_PP = ("gpt deep dp=2,pp=2", "gpt deep fsdp=2,pp=2", "gpt deep pp=3", "gpt deep pp=2,checkpoint_activations=True")
 
 
 def is_slow(row):
@@ -23,7 +24,8 @@ def is_slow(row):
     compiles = row.plan.compile and row.case.startswith("gpt")
     has_two_stages = row.plan.schedule in TWO_STAGES
     shares = row.case == "gpt deep tied" and (row.plan.num_workers > 2 or has_two_stages)
-    return compiles or shares or (has_two_stages and (row.plan.checkpoint_activations or row.plan.fsdp > 1))
+    is_variant = row.plan.pp > 1 and (row.plan.num_workers > 2 or row.plan.checkpoint_activations or bool(row.changes))
+    return compiles or shares or (is_variant and row.name not in QUICK_PP)
 
 
 SLOW = [row for row in ROWS if is_slow(row)]

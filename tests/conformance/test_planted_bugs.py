@@ -64,6 +64,7 @@ def test_a_planted_bug_makes_its_row_fail(table, bug, row):
     assert found, "the table does not see this bug"
 
 
+@pytest.mark.slow
 def test_the_patches_are_gone_after_a_row(table):
     for row in {row for _, row in BUGS if row.plan.num_workers == 2 and row.plan.schedule == "1f1b"}:
         assert table.differences(row) == []

@@ -21,7 +21,7 @@ def test_the_machine_is_described_in_json(found):
     assert found["num_cores"] >= 1
     assert found["memory_bytes"] > 100_000_000
     assert found["disk_free_bytes"] > 0
-    assert set(found["extras"]) == {"text", "hub", "hf", "images", "tensorboard"}
+    assert set(found["extras"]) == {"text", "hub", "hf", "lora", "images", "tensorboard"}
 
 
 def test_two_workers_reach_each_other_here(found):

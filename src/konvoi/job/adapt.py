@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+__all__ = ["lora"]
+
 NAME = "default"  # of the adapter inside the model, as PEFT calls it
 PREFIX = "base_model.model."  # of every name in a folder of PEFT's
 
