@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,43 +133,4 @@ def measure_fsdp2(place: Place, payload: tuple[Shape, Island]) -> int:
         return watch.peak
 
 
-def measure_deepspeed(place: Place, payload: tuple[Shape, Island]) -> int:
-    """DeepSpeed's ZeRO of the same stage, as its own tutorial has it, with torch's optimizer."""
-    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(place.worker), "LOCAL_RANK": str(place.local_worker)}
-    os.environ |= {"WORLD_SIZE": str(place.num_workers), "LOCAL_SIZE": str(place.num_workers)}
-    import deepspeed
-
-    shape, plan = payload
-    options = {
-        "train_micro_batch_size_per_gpu": SAMPLES,
-        "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": plan.zero},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-
-    def train(shape: Shape) -> None:
-        with deepspeed.zero.Init(config_dict_or_path=options, enabled=plan.zero == 3):
-            model = shape.recipe()()
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=options)
-        for _ in range(STEPS):
-            logits = engine(inputs[:, :-1])
-            engine.backward(torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten()))
-            engine.step()
-        engine.destroy()
-
-    with enter(place, plan):
-        inputs = batch()["input_ids"]
-        deepspeed.init_distributed("gloo", verbose=False)
-        train(Shape(depth=shape.depth, width=128))
-        with Watch() as watch:
-            train(shape)
-        return watch.peak
-
-
-MEASURES: dict[str, Callable[[Place, tuple[Shape, Island]], int]] = {
-    "konvoi": measure,
-    "fsdp2": measure_fsdp2,
-    "deepspeed": measure_deepspeed,
-}
+MEASURES: dict[str, Callable[[Place, tuple[Shape, Island]], int]] = {"konvoi": measure, "fsdp2": measure_fsdp2}
