@@ -28,7 +28,7 @@ PREFIX = "base_model.model."  # of every name in a folder of PEFT's
 @dataclass(frozen=True)
 class LoRA:
     """LoRA (Hu et al., arXiv 2106.09685 section 4.1): a matrix W answers with W x + alpha / rank * B A x. Only A and B
-    are trained and saved, `rank` rows and columns; B begins at zero.
+    are trained, `rank` rows and columns; B begins at zero. A run keeps them, and what its model was not read from.
 
     - `alpha`: of the factor above; default twice the rank.
     - `targets`: patterns (fnmatch) of the matrices' names; default: all in numbered blocks, or all there are.
@@ -81,7 +81,7 @@ class LoRA:
         peft = _peft()
         saved = {name for pattern in self.modules_to_save for name in self._matching(module, pattern)}
         inside = tuple(f"{name}." for name in saved)
-        names = [name for name in self._choose(module) if not f"{name}.".startswith(inside or ("//",))]
+        names = [name for name in self._choose(module) if not f"{name}.".startswith(inside)]
         _check_not_shared(module, (*names, *saved))
         config = peft.LoraConfig(
             r=self.rank,
@@ -213,8 +213,8 @@ def write_adapter(
     inner = tuple(f"{name}." for name in saved)
     state, layers = {}, set()
     for name, tensor in trained.items():
-        stem, is_adapter, rest = name.partition(".lora_")
-        if is_adapter:
+        stem, _, rest = name.partition(".lora_")
+        if rest:
             layers.add(rename(stem))
             state[f"{PREFIX}{rename(stem)}.lora_{rest[0]}.weight"] = tensor
         else:
