@@ -58,6 +58,20 @@ def test_a_module_that_is_used_behind_the_blocks_and_before_them_is_refused(agen
     assert caught.value.found.startswith("first is called again")
 
 
+def test_sums_and_norms_around_the_blocks_see_what_a_stage_has_received(agent, tmp_path):
+    for model in (SumsAround, NormsAround):
+        job = small.job(model=model)
+        alone = small.train(agent, tmp_path, job, kv.Island(), name=f"{model.__name__} alone")
+        run = small.train(agent, tmp_path, job, kv.Island(pp=2, accumulate=2), name=model.__name__)
+        assert run.losses == pytest.approx(alone.losses, rel=1e-5)
+
+
+def test_what_goes_around_the_blocks_beside_what_they_take_is_refused(agent, tmp_path):
+    with pytest.raises(PlanError, match="more than what it takes is needed") as caught:
+        small.train(agent, tmp_path, small.job(model=Around), kv.Island(pp=2))
+    assert caught.value.found == "blocks.2 uses what came before; 1 stages at most, not 2"
+
+
 def test_a_first_stage_that_is_reached_back_to_does_not_pass_unseen():
     """Where the calls are not known: what is elsewhere says nan, so that a wrong guess is no silent error."""
     batch = torch.randn(3, 6)
@@ -79,3 +93,39 @@ class ReachesBack(torch.nn.Module):
         for block in self.blocks:
             x = block(x).relu()
         return self.last(self.first(x))
+
+
+class SumsAround(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(6, 6)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(4))
+        self.last = torch.nn.Linear(6, 2)
+
+    def forward(self, inputs):
+        x = self.first(inputs)
+        for block in self.blocks:
+            x = x + block(x).tanh()
+        return self.last(x)
+
+
+class NormsAround(SumsAround):
+    """Stages may begin at a norm, which takes all there is."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(6) for _ in self.blocks)
+
+    def forward(self, inputs):
+        x = self.first(inputs)
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x = x + block(norm(x)).tanh()
+        return self.last(x)
+
+
+class Around(SumsAround):
+    def forward(self, inputs):
+        x = self.first(inputs)
+        for block in self.blocks:
+            x = x + block(x.tanh())
+        return self.last(x)

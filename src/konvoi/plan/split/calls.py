@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,9 +25,24 @@ class Calls:
     flowing: dict[str, tuple[int, ...]] = field(default_factory=dict)
     # By part: floating-point operations of its matrices, convolutions and attention, forward, for the example.
     operations: dict[str, int] = field(default_factory=dict)
+    # As nodes of autograd's graph: what each call takes, and at the end the loss; what it answers; a block's `flowing`.
+    taken: list[tuple[str, list[Node]]] = field(default_factory=list)
+    answered: list[list[Node]] = field(default_factory=list)
+    inlets: dict[str, set[Node]] = field(default_factory=dict)
 
     def first(self, name: str) -> int | None:
         return self.moments[name][0] if name in self.moments else None
+
+    def leak(self, block: str) -> str | None:
+        """What is called at or behind this block and needs more of what was before than flows into it: no stage can
+        begin here."""
+        if (begin := self.first(block)) is None:
+            return None
+        known = {*self.inlets[block], *(node for answer in self.answered[begin:] for node in answer)}
+        for name, nodes in self.taken[begin:]:
+            if any(_is_source(node) for node in _behind(nodes, known)):
+                return name
+        return None
 
 
 class Heard(Elsewhere):
@@ -40,13 +56,16 @@ class Heard(Elsewhere):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         moment = sum(map(len, self.calls.moments.values()))
         self.calls.moments.setdefault(self.name, []).append(moment)
+        leaves, _ = tree_flatten((args, kwargs))
+        flowing = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if self.is_block:
-            leaves, _ = tree_flatten((args, kwargs))
-            flowing = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
             self.calls.flowing.setdefault(self.name, tuple(flowing))
-        answer = super().forward(*args, **kwargs)
+            self.calls.inlets.setdefault(self.name, set(_nodes(leaves)))
+        self.calls.taken.append((self.name, _nodes(leaves)))
+        answer = tree_map(_marked, super().forward(*args, **kwargs))
         self.calls.operations[self.name] = self.calls.operations.get(self.name, 0) + self.operations
-        return tree_map(_marked, answer)
+        self.calls.answered.append(_nodes(tree_flatten(answer)[0]))
+        return answer
 
     def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.operations = 0  # where it cannot run on `meta`, not half of it
@@ -69,10 +88,29 @@ def calls_of(
         owner.__dict__[leaf].requires_grad_(True)
     try:
         with torch.enable_grad():
-            objective(glue, example)
+            loss_sum, _ = objective(glue, example)
     except Exception:  # whatever a model does with numbers that are not there
         return None
+    calls.taken.append(("the objective", _nodes([loss_sum])))
     return calls
+
+
+def _nodes(leaves: Sequence[Any]) -> list[Node]:
+    return [get_gradient_edge(leaf).node for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def _behind(nodes: Sequence[Node], known: set[Node]) -> Iterator[Node]:
+    """All that these were computed from, but for what is known and what that was computed from."""
+    waiting, seen = list(nodes), set(known)
+    while waiting:
+        if (node := waiting.pop()) not in seen:
+            seen.add(node)
+            yield node
+            waiting += [before for before, _ in node.next_functions if before is not None]
+
+
+def _is_source(node: Node) -> bool:
+    return not node.next_functions
 
 
 def _marked(leaf: Any) -> Any:

@@ -146,13 +146,8 @@ def cut_up(
     num_stages = len(stages_of(0, pp, schedule)) * pp
     cost_of = _costs(module, parts, names, calls)
     costs = [sum(cost_of[part] for part in parts if blocks_of[part] == n) for n in range(len(names))]
-    again = [part for part in parts if calls and len(calls.moments.get(part, ())) > 1]
-    if places is not None and 1 + len(places) < num_stages <= len(names):
-        raise PlanError(
-            "no stage can begin between two calls of one part",
-            found=f"{again[0]} is called again behind blocks: {1 + len(places)} stages at most, not {num_stages}",
-            hint="fewer stages, or a part of its own for each place",
-        )
+    if calls and places is not None and 1 + len(places) < num_stages <= len(names):
+        raise _too_few_places(names, parts, calls, places, num_stages)
     ranges = cut(costs, num_stages, places)
     stage_of_block = [index for index, blocks in enumerate(ranges) for _ in blocks]
     stage_of = {part: stage_of_block[blocks_of[part]] for part in parts}
@@ -216,8 +211,28 @@ def _in_order(
         n
         for n in range(1, len(ordered))
         if not any(first < begins[ordered[n]] <= last for first, last in spans.values())
+        and calls.leak(ordered[n]) is None
     ]
     return ordered, blocks_of, places
+
+
+def _too_few_places(
+    names: Sequence[str], parts: Sequence[str], calls: Calls, places: Sequence[int], num_stages: int
+) -> PlanError:
+    found = f"{1 + len(places)} stages at most, not {num_stages}"
+    for block in names[1:]:
+        if leak := calls.leak(block):
+            return PlanError(
+                f"no stage can begin at {block}: more than what it takes is needed behind it",
+                found=f"{leak} uses what came before; {found}",
+                hint="put norms and sums around a block inside of it, so that blocks hand on all there is",
+            )
+    again = [part for part in parts if len(calls.moments.get(part, ())) > 1]
+    return PlanError(
+        "no stage can begin between two calls of one part",
+        found=f"{again[0]} is called again behind blocks: {found}",
+        hint="fewer stages, or a part of its own for each place",
+    )
 
 
 def _tied(tie: Tie, stage_of: Mapping[str, int]) -> Tied | None:
