@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+import logging
+import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,4 +138,50 @@ def measure_fsdp2(place: Place, payload: tuple[Shape, Island]) -> int:
         return watch.peak
 
 
-MEASURES: dict[str, Callable[[Place, tuple[Shape, Island]], int]] = {"konvoi": measure, "fsdp2": measure_fsdp2}
+def measure_deepspeed(place: Place, payload: tuple[Shape, Island]) -> int:
+    """DeepSpeed's ZeRO of the plan's stage, in fp32, with torch's own AdamW."""
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu",
+        "RANK": str(place.worker),
+        "LOCAL_RANK": str(place.local_worker),
+        "WORLD_SIZE": str(place.num_workers),
+    }
+    shape, plan = payload
+
+    def train(shape: Shape) -> None:
+        config = {
+            "train_micro_batch_size_per_gpu": SAMPLES,
+            "zero_optimization": {"stage": plan.zero},
+            "gradient_clipping": 1.0,
+            "zero_allow_untested_optimizer": True,
+        }
+        is_cut = plan.zero == 3
+        with deepspeed.zero.Init(config_dict_or_path=config) if is_cut else contextlib.nullcontext():
+            model = shape.recipe()()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter.ds_tensor if is_cut else parameter.data, std=0.02)  # type: ignore[arg-type]
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        for _ in range(STEPS):
+            logits = engine(inputs[:, :-1])
+            engine.backward(torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten()))
+            engine.step()
+
+    with enter(place, plan):
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
+            import deepspeed
+
+            inputs = batch()["input_ids"]
+            deepspeed.init_distributed(dist_backend="gloo")
+            train(Shape(depth=shape.depth, width=128))
+            with Watch() as watch:
+                train(shape)
+        return watch.peak
+
+
+MEASURES: dict[str, Callable[[Place, tuple[Shape, Island]], int]] = {
+    "konvoi": measure,
+    "fsdp2": measure_fsdp2,
+    "deepspeed": measure_deepspeed,
+}

@@ -5,8 +5,8 @@
 A GPT of 57 million parameters is trained for three steps with AdamW in fp32: its states are 907 MB in one process, 453
 MB on each worker where they are split. The meter is private resident memory (smaps_rollup), sampled every 2 ms, less
 what the process held before it built the model: its process group started, and the same done once with a tiny model, so
-that torch has loaded what it needs. A ratio is the measured peak over the formula's. Beside it plain FSDP2 by the same
-meter, in a process that gives freed memory back as ours does.
+that torch has loaded what it needs. A ratio is the measured peak over the formula's. Beside it plain FSDP2 and
+DeepSpeed's ZeRO by the same meter, in processes that give freed memory back as ours do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import _harness
 import _resident
-from _harness import Figure, Options, Result, spread
+from _harness import Figure, Options, Result, absent, spread
 from _resident import Shape
 from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.pool import Pool
@@ -32,6 +32,7 @@ PLANS = {
     "tp": Island(tp=WORKERS),
     "pp": Island(pp=WORKERS),
 }
+DEEPSPEED = {f"deepspeed_{stage}": stage for stage in ("zero1", "zero2", "zero3")}
 QUICK = Shape(depth=4, width=256)
 
 
@@ -73,6 +74,8 @@ def run(shape: Shape, rounds: int) -> dict[str, list[float]]:
 
         programs = {name: lambda plan=plan: one("konvoi", plan) for name, plan in PLANS.items()}
         programs["plain_fsdp2"] = lambda: one("fsdp2", PLANS["zero3"])
+        if _harness.version("deepspeed", why="ZeRO by DeepSpeed is not weighed"):
+            programs |= {name: lambda stage=stage: one("deepspeed", PLANS[stage]) for name, stage in DEEPSPEED.items()}
         return _harness.alternate(programs, rounds)
 
 
@@ -86,7 +89,9 @@ def measure(options: Options, run: Callable[[Shape, int], Mapping[str, list[floa
         ratios[name] = [peak / expected for peak in peaks[name]]
         figures |= spread(f"{name}_ratio_vs_theory", ratios[name])
         figures |= spread(f"{name}_mb", [peak / 1e6 for peak in peaks[name]]) | {f"{name}_theory_mb": expected / 1e6}
-    figures |= spread("plain_fsdp2_mb", [peak / 1e6 for peak in peaks["plain_fsdp2"]])
+    for name in ("plain_fsdp2", *DEEPSPEED):
+        mb = [peak / 1e6 for peak in peaks.get(name, ())]
+        figures |= spread(f"{name}_mb", mb) if mb else absent(f"{name}_mb")
     worst = max(ratios.values(), key=lambda values: sorted(values)[len(values) // 2])
     best = min(ratios.values(), key=lambda values: sorted(values)[len(values) // 2])
     figures |= spread("worst_ratio_vs_theory", worst) | spread("best_ratio_vs_theory", best)

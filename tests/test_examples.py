@@ -23,7 +23,12 @@ def load(path: Path):
 JOBS = [path for path in PROGRAMS if "def job(" in path.read_text()]
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+LONG = ("split_anything", "write_python")
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG)) for path in JOBS]
+)
 def test_a_job_trains(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job = load(path).job()

@@ -39,7 +39,9 @@ def frames(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize(
+    "plan", [pytest.param(plan, marks=[pytest.mark.slow] * (plan in PLANS[1:3]), id=str(plan)) for plan in PLANS]
+)
 def test_in_a_worker_at_most_five_frames_of_ours_are_above_the_forward(tmp_path, monkeypatch, plan):
     monkeypatch.setenv("KONVOI_FRAMES", str(tmp_path / "frames"))
     plan = kv.Island(**plan)
@@ -50,7 +52,7 @@ def test_in_a_worker_at_most_five_frames_of_ours_are_above_the_forward(tmp_path,
     assert max(map(len, found)) <= MAX_FRAMES, found[0]
 
 
-@pytest.mark.parametrize("plan", [{}, {"fsdp": 1, "accumulate": 2}], ids=str)
+@pytest.mark.parametrize("plan", [{}, pytest.param({"accumulate": 2}, marks=pytest.mark.slow)], ids=str)
 def test_under_torchrun_at_most_five_frames_are_between_train_and_the_forward(tmp_path, plan):
     environment = os.environ | {
         "RANK": "0",

@@ -60,12 +60,10 @@ def interrupted(agent, job, tmp_path_factory):
 
 
 PAIRS = list(itertools.product(WRITTEN, READ))
-QUICK = [("fsdp2 tp2", "pp3")]
 
 
-@pytest.mark.parametrize(
-    ("written", "read"), [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in PAIRS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("written", "read"), PAIRS)
 def test_a_checkpoint_of_any_plan_goes_on_under_any_other(agent, job, reference, interrupted, tmp_path, written, read):
     shutil.copytree(interrupted(written), tmp_path / written)
     run = small.train(agent, tmp_path, job(), READ[read], resume=written, checkpoint_every=4)

@@ -346,8 +346,16 @@ def full_for(worker, checkpoint):
     return trap
 
 
-@BOTH
-@pytest.mark.parametrize("worker", [0, 1])
+@pytest.mark.parametrize(
+    ("plan", "worker"),
+    [
+        (kv.Island(dp=2), 0),
+        (kv.Island(fsdp=2), 1),
+        pytest.param(kv.Island(dp=2), 1, marks=pytest.mark.slow),
+        pytest.param(kv.Island(fsdp=2), 0, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_whole(agent, tmp_path, plan, worker):
     job = small.job(objective=Classification(full_for(worker, tmp_path / "run/checkpoints/step-000003")), steps=400)
     with pytest.raises(DiskFull, match="last whole checkpoint is intact") as caught:

@@ -39,6 +39,7 @@ def counting(monkeypatch, tmp_path):
     monkeypatch.setattr(_programs, "_command", command)
 
 
+@pytest.mark.slow
 def test_only_one_program_runs_at_a_time_and_no_interrupted_step_counts(counting):
     orders = {"a": ("ddp", Order("small_gpt", 200)), "b": ("hf_trainer", Order("small_gpt", 200))}
     done = _turns.take_turns(orders, first=10, per_turn=30, num_turns=3)

@@ -55,7 +55,10 @@ PLANS = {
 
 @pytest.mark.parametrize(
     ("first", "then"),
-    [pytest.param(*pair, id=name, marks=() if "pp2" in name else pytest.mark.slow) for name, pair in PLANS.items()],
+    [
+        pytest.param(*pair, id=name, marks=() if name == "fsdp2 from dp2" else pytest.mark.slow)
+        for name, pair in PLANS.items()
+    ],
 )
 def test_adapters_follow_from_plan_to_plan(agent, job, reference, tmp_path, first, then):
     with pytest.raises(WorkerError, match="InterruptedError"):

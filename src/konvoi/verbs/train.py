@@ -170,7 +170,8 @@ def _checked(
     if plan.pp * plan.tp > 1:
         from konvoi.plan.split import feasible  # loads torch
 
-        derived += feasible.check(job.model, job.objective, prepared.example(), plan, kind)
+        num_local = None if torchrun.is_here() else num_workers
+        derived += feasible.check(job.model, job.objective, prepared.example(), plan, kind, num_local)
     if keeping.resume and here.newest_step() is not None:
         from konvoi.trained import check_resumable  # loads torch
 

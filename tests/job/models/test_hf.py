@@ -77,11 +77,16 @@ def test_what_does_not_fit_is_refused(saved, make, message):
         make(saved)
 
 
-def test_a_new_head_is_drawn_on_the_weights_of_a_base_model(agent, tmp_path):
-    """Some of the parameters come from a folder, under names without the model's own prefix; the head is another's."""
+def base_of_images(folder):
     fields = FIELDS | {"image_size": 8, "patch_size": 4, "num_channels": 1}
-    theirs = transformers.ViTModel(transformers.ViTConfig(**fields), add_pooling_layer=False)
-    theirs.save_pretrained(tmp_path / "base")
+    model = transformers.ViTModel(transformers.ViTConfig(**fields), add_pooling_layer=False)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_a_new_head_is_drawn_on_the_weights_of_a_base_model(tmp_path):
+    """Some of the parameters come from a folder, under names without the model's own prefix; the head is another's."""
+    theirs = base_of_images(tmp_path / "base")
     recipe = models.hf(tmp_path / "base", kind="images", new=("classifier.*",)).fit(DataSpec(num_classes=7))
     made = []
     for seed in (0, 0, 1):
@@ -99,6 +104,11 @@ def test_a_new_head_is_drawn_on_the_weights_of_a_base_model(agent, tmp_path):
     assert "new=('classifier.*',)" in caught.value.hint
     with pytest.raises(JobError, match="new names no parameter"):
         models.hf(tmp_path / "base", kind="images", new=("head.*",))()
+
+
+@pytest.mark.slow
+def test_a_new_head_is_trained_alike_by_stages(agent, tmp_path):
+    base_of_images(tmp_path / "base")
     job = small.job(
         model=models.hf(str(tmp_path / "base"), kind="images", new=("classifier.*",), num_labels=4),
         data=Images(),

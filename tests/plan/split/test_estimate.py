@@ -5,6 +5,7 @@ import torch
 
 import konvoi as kv
 from konvoi.errors import PlanError
+from konvoi.observe.events import Ready
 from konvoi.plan.split.estimate import check_fits, least_bytes
 from tests import small
 
@@ -36,10 +37,14 @@ def test_the_hint_names_a_number_of_workers_that_does_it():
         check_fits(module, kv.Island(dp=4), available)  # copies save nothing
 
 
-def test_a_run_that_cannot_fit_ends_at_once(agent, tmp_path):
+@pytest.mark.parametrize("plan", [kv.Island(dp=2), kv.Island(tp=2), kv.Island(pp=2)], ids=str)
+def test_a_run_that_cannot_fit_ends_at_once(agent, tmp_path, plan):
     model = kv.models.gpt(depth=100, width=65536, num_heads=512, vocab_size=257, seq_len=16)
     (tmp_path / "text.txt").write_text("to be or not to be, " * 300)
     data = kv.data.text(str(tmp_path / "text.txt"), seq_len=16, cache_dir=tmp_path)
+    if plan.dp == 1:
+        agent = None  # these look at the model anyhow, and say so before a worker starts
     with pytest.raises(PlanError, match="does not fit") as caught:
-        small.train(agent, tmp_path, small.job(model=model, data=data, objective=kv.objectives.next_token()))
+        small.train(agent, tmp_path, small.job(model=model, data=data, objective=kv.objectives.next_token()), plan)
     assert "TB" in caught.value.found
+    assert plan.dp == 2 or not small.events(tmp_path / "run", Ready)

@@ -25,7 +25,7 @@ def job(tmp_path):
 @pytest.mark.parametrize(
     "plan",
     [
-        kv.Island(pp=2),
+        pytest.param(kv.Island(pp=2), marks=pytest.mark.slow),
         pytest.param(kv.Island(pp=2, schedule="interleaved", accumulate=4), marks=pytest.mark.slow),
         pytest.param(kv.Island(dp=2, pp=2, schedule="gpipe"), marks=pytest.mark.slow),
     ],

@@ -78,7 +78,7 @@ def job(tmp_path):
         pytest.param(kv.Island(tp=2), {"sample_prompt": "to "}, marks=pytest.mark.slow),
         pytest.param(kv.Island(tp=2, sequence_parallel=True, dp=2), {}, marks=pytest.mark.slow),
         pytest.param(kv.Island(tp=2, pp=2, accumulate=2), {}, marks=pytest.mark.slow),
-        (kv.Island(tp=2), {"model": Plain}),
+        pytest.param(kv.Island(tp=2), {"model": Plain}, marks=pytest.mark.slow),
         pytest.param(kv.Island(tp=2, fsdp=2, sequence_parallel=True), {"model": Plain}, marks=pytest.mark.slow),
     ],
     ids=["tp", "dp tp sequence", "tp pp", "inferred", "fsdp tp sequence inferred"],
