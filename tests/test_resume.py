@@ -73,7 +73,8 @@ def goes_the_same_way(agent, folder, axis, *, num_kills, seed):
     return kills
 
 
-def test_a_program_killed_at_random_moments_ends_as_if_it_never_was(agent, tmp_path):
+@pytest.mark.slow
+def test_a_program_killed_at_a_random_moment_ends_as_if_it_never_was(agent, tmp_path):
     assert goes_the_same_way(agent, tmp_path, "dp", num_kills=1, seed=1) == 1
 
 

@@ -1,5 +1,7 @@
 """Every way of splitting computes what one process computes. One row a plan; later splits add theirs to proof.rows."""
 
+import sys
+
 import pytest
 
 from konvoi.fleet.crew import AgentHandle
@@ -7,6 +9,7 @@ from konvoi.fleet.pool import Pool
 from konvoi.plan.island import TWO_STAGES
 from konvoi.proof import PRELOAD, Table, is_a_fair_test, rows
 from tests.conformance import page
+from tests.plan.split import split_rows
 
 ROWS = rows(4)
 # Rows that take more than a second or two: what compiles (seconds, those of the GPT as many again), pipelines of more
@@ -36,6 +39,14 @@ CASES = {(row.case, row.changes): row for row in ROWS if row.plan.precision == "
 @pytest.mark.parametrize("row", MARKED, ids=lambda row: row.name)
 def test_a_plan_computes_what_one_process_computes(table, row):
     assert table.differences(row, timeout_s=110 if row.plan.compile else 60) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_row_leaves_no_thread_behind(table):
+    rows_by_name = {row.name: row for row in ROWS}
+    for name in ("gpt dp=2,fsdp=2", "gpt tied tp=2", "gpt deep pp=2"):
+        table.differences(rows_by_name[name])
+        assert set(table.pool.run(split_rows.num_threads, None, 2)) == {2}, name
 
 
 @pytest.fixture(scope="module")

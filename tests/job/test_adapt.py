@@ -160,6 +160,7 @@ def test_what_does_not_fit_is_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_a_base_that_was_drawn_is_kept_with_its_adapters(agent, tmp_path):
     lora = adapt.lora(rank=2)
     run = small.train(agent, tmp_path, small.job(adapt=lora, steps=4))

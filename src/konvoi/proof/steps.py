@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, _redistribute, debug
+from torch.distributed.tensor._collective_utils import MeshTopoInfo
 
 from konvoi.fleet.worker import Place
 from konvoi.island import LiveIsland, enter
@@ -35,6 +37,22 @@ class Trace:
 
 def trace(place: Place, payload: tuple[Case, Island]) -> Trace:
     """Take a case's steps under a plan, as one worker: the same calls as the loop's."""
+    found = _trace(place, payload)
+    let_go()
+    return found
+
+
+def let_go() -> None:
+    """End what a row's process groups have left in a worker that goes on. torch's caches remember their meshes, and the
+    threads of each group wake up hundreds of times a second."""
+    debug._clear_sharding_prop_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+    _redistribute.clear_redistribute_planner_cache()
+    MeshTopoInfo.build_from_mesh.cache_clear()
+    gc.collect()
+
+
+def _trace(place: Place, payload: tuple[Case, Island]) -> Trace:
     found, plan = payload
     job = found.job
     with enter(place, plan) as island:

@@ -2,6 +2,9 @@
 
 import copy
 import functools
+import gc
+import weakref
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -55,6 +58,23 @@ def fast_and_slow(place, how):
                 fast_model.zero_grad(set_to_none=True)
         assert sum(flat.numel() for flat in fast.gradients()) == sum(p.numel() for p in trainable)
         return *found, len(fast.gradients())
+
+
+def is_freed(place, payload):
+    """Whether the buckets of a replicated model, as large as itself, go when nobody holds it any more."""
+    from konvoi.plan.island import Island
+
+    with enter(place, Island(dp=place.num_workers)) as island:
+        model = build(Plain, 0, island.device, torch.float64)
+        parts = replicate.replicate(single(model, sum_of_squares), island.mesh.get_group("dp"))
+        held = weakref.ref(parts.begin.__self__)
+        del model, parts
+        gc.collect()
+        return held() is None
+
+
+def num_threads(place, payload):
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def first_weights(place, payload):

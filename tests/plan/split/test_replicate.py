@@ -27,6 +27,10 @@ def test_on_two_workers_the_twin_is_met_bit_by_bit(pool):
             assert (mine[name] == third[name]).all(), name
 
 
+def test_buckets_do_not_outlive_who_holds_them(pool):
+    assert pool.run(split_rows.is_freed, None, 2) == [True, True]
+
+
 def test_what_the_objective_does_not_reach_is_zero_on_every_worker(pool):
     for fast, _, _ in pool.run(split_rows.fast_and_slow, {}, 2):
         assert not fast[0]["unused"].any()

@@ -7,6 +7,7 @@ its forward. Here the layout is fixed by the parameters' order. `reduce_one_by_o
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,9 +45,9 @@ class Buckets:
         self.armed = False  # whether this backward pass is the step's last
         self.next = 0  # the bucket to be sent next: the same order on every worker, whoever is ready first
         self.works: list[dist.Work] = []
-        for bucket in self.buckets:
+        for number, bucket in enumerate(self.buckets):
             for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(self._hook(bucket))
+                parameter.register_post_accumulate_grad_hook(self._hook(number))
 
     def begin(self) -> None:
         self.next = 0
@@ -85,16 +86,22 @@ class Buckets:
             self.row.copy_(self.buckets[-1].row)
             self.row = None
 
-    def _hook(self, bucket: Bucket) -> Callable[[Tensor], None]:
+    def _hook(self, number: int) -> Callable[[Tensor], None]:
+        me = weakref.ref(self)  # a parameter that held its buckets would never be freed: torch's hooks hide the cycle
+
         def on_gradient(_: Tensor) -> None:
-            if not self.armed:
-                return
-            bucket.missing -= 1
-            while self.next < len(self.buckets) and self.buckets[self.next].missing == 0:
-                self._send(self.buckets[self.next])
-                self.next += 1
+            buckets = me()
+            if buckets is not None and buckets.armed:
+                buckets.one_more(number)
 
         return on_gradient
+
+    def one_more(self, number: int) -> None:
+        """A gradient of a bucket is whole."""
+        self.buckets[number].missing -= 1
+        while self.next < len(self.buckets) and self.buckets[self.next].missing == 0:
+            self._send(self.buckets[self.next])
+            self.next += 1
 
     def _send(self, bucket: Bucket) -> None:
         self._reduce(bucket.sent)
