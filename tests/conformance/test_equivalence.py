@@ -44,9 +44,10 @@ def test_a_plan_computes_what_one_process_computes(table, row):
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_a_row_leaves_no_thread_behind(table):
     rows_by_name = {row.name: row for row in ROWS}
+    before = table.pool.run(split_rows.num_threads, None, 2)
     for name in ("gpt dp=2,fsdp=2", "gpt tied tp=2", "gpt deep pp=2"):
         table.differences(rows_by_name[name])
-        assert set(table.pool.run(split_rows.num_threads, None, 2)) == {2}, name
+        assert max(table.pool.run(split_rows.num_threads, None, 2)) <= max(before), name
 
 
 @pytest.fixture(scope="module")
