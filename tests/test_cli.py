@@ -108,6 +108,7 @@ def test_the_help_shows_every_command_in_its_group():
         assert f" {verb} " in cli.GROUPS
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line_can_be_looked_at_afterwards(recipe):
     def konvoi(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "konvoi", *words]

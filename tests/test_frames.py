@@ -40,7 +40,7 @@ def frames(path):
 
 
 @pytest.mark.parametrize(
-    "plan", [pytest.param(plan, marks=[pytest.mark.slow] * (plan in PLANS[1:3]), id=str(plan)) for plan in PLANS]
+    "plan", [pytest.param(plan, marks=[pytest.mark.slow] * (plan in PLANS[1:]), id=str(plan)) for plan in PLANS]
 )
 def test_in_a_worker_at_most_five_frames_of_ours_are_above_the_forward(tmp_path, monkeypatch, plan):
     monkeypatch.setenv("KONVOI_FRAMES", str(tmp_path / "frames"))

@@ -119,7 +119,7 @@ class Deadly:
     ("worker", "while_saving"),
     [
         (0, True),
-        (1, False),
+        pytest.param(1, False, marks=pytest.mark.slow),
         pytest.param(0, False, marks=pytest.mark.slow),
         pytest.param(1, True, marks=pytest.mark.slow),
     ],

@@ -133,7 +133,7 @@ def test_weights_of_another_model_are_refused(saved, tmp_path):
     "plan",
     [
         pytest.param(kv.Island(tp=2), id="tp", marks=pytest.mark.slow),
-        pytest.param(kv.Island(pp=2), id="pp"),
+        pytest.param(kv.Island(pp=2), id="pp", marks=pytest.mark.slow),
         pytest.param(kv.Island(fsdp=2), id="fsdp", marks=pytest.mark.slow),
     ],
 )

@@ -1,0 +1,1 @@
+"""Between islands: their updates become one decision a round, by a pure machine without sockets, clocks or tensors."""

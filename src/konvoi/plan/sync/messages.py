@@ -1,0 +1,213 @@
+"""What the islands of a convoy tell each other about a round, and what is decided: values that name tensors by their
+hashes and hold none. What carries bytes beside the message, a `Piece` or a `Result`, says so."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+Range = tuple[int, int]  # positions of the data's order: [start, stop)
+
+
+@dataclass(frozen=True)
+class Update:
+    """How far an island has moved from an anchor, encoded, and what it has read for it."""
+
+    member: str
+    base: int  # the round whose anchor it moved from
+    weight: int  # samples: so many of the first positions that are leased to the member
+    parts: tuple[str, ...]  # hashes of the encoded parts
+
+    @cached_property
+    def id(self) -> str:
+        return _hash(self)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The one result that a round can have. `Decision.first` is what a convoy begins with."""
+
+    round: int
+    previous: str  # id of the decision before
+    updates: tuple[Update, ...]  # that went in, in the order in which they were added up
+    owners: tuple[str, ...]  # who added them up: part p was owners[p % len(owners)]'s
+    results: tuple[str, ...]  # hashes of the encoded sums, a part each; () where nothing was added up
+    members: tuple[str, ...]  # whose updates count from now on
+    voters: tuple[str, ...]  # who decides the next round
+    leases: tuple[tuple[str, tuple[Range, ...]], ...]  # positions that each member is to read, in this order
+    cursor: int  # the first position that was never leased
+    returned: tuple[Range, ...] = ()  # leased to members that are gone, and not yet leased again
+
+    @cached_property
+    def id(self) -> str:
+        return _hash(self)
+
+    def lease_of(self, member: str) -> tuple[Range, ...]:
+        return next((ranges for name, ranges in self.leases if name == member), ())
+
+    @classmethod
+    def first(cls, members: tuple[str, ...], voters: tuple[str, ...], lease: int) -> Decision:
+        """Two rounds' work for everybody.
+
+        >>> Decision.first(("a", "b"), ("a", "b"), 10).leases
+        (('a', ((0, 20),)), ('b', ((20, 40),)))
+        """
+        leases = tuple((name, ((2 * n * lease, 2 * (n + 1) * lease),)) for n, name in enumerate(members))
+        return cls(0, "", (), (), (), members, voters, leases, 2 * len(members) * lease)
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What a voter has accepted, and in which ballot."""
+
+    ballot: int
+    decision: Decision
+
+
+# Ballots are numbered from 0 within a round; ballot b is the voter's at place (round + b) of the roster, so that no two
+# propose in the same one.
+
+
+@dataclass(frozen=True)
+class Offer:
+    round: int
+    update: Update
+
+
+@dataclass(frozen=True)
+class Select:
+    """Whose updates are to be added up, and who does it."""
+
+    round: int
+    ballot: int
+    updates: tuple[Update, ...]
+    owners: tuple[str, ...]
+
+    def owner(self, part: int) -> str:
+        return self.owners[part % len(self.owners)]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a member's update, with its bytes, to the part's owner."""
+
+    round: int
+    ballot: int
+    member: str
+    part: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Want:
+    """An owner lacks these parts of the update that this is sent to."""
+
+    round: int
+    ballot: int
+    parts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """To the proposer: a part's sum is there."""
+
+    round: int
+    ballot: int
+    part: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A part's encoded sum, with its bytes; whose part it is, decisions tell."""
+
+    round: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Prepare:
+    round: int
+    ballot: int
+
+
+@dataclass(frozen=True)
+class Promise:
+    round: int
+    ballot: int
+    vote: Vote | None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """To a proposer: this voter has promised itself to a later ballot."""
+
+    round: int
+    ballot: int  # the later one
+
+
+@dataclass(frozen=True)
+class Propose:
+    round: int
+    ballot: int
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Accepted:
+    round: int
+    ballot: int
+
+
+@dataclass(frozen=True)
+class Decided:
+    decision: Decision
+
+    @property
+    def round(self) -> int:
+        return self.decision.round
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Somebody stands at this round, and lacks these results of the next."""
+
+    round: int
+    wants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Join:
+    """A newcomer asks to be a member; `stands` when it has the state that it was missing."""
+
+    round: int
+    stands: bool
+
+
+@dataclass(frozen=True)
+class Leave:
+    round: int
+
+
+Message = (
+    Offer
+    | Select
+    | Piece
+    | Want
+    | Reduced
+    | Result
+    | Prepare
+    | Promise
+    | Refused
+    | Propose
+    | Accepted
+    | Decided
+    | Ask
+    | Join
+    | Leave
+)
+
+
+def _hash(value: object) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()

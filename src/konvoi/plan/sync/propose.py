@@ -1,0 +1,196 @@
+"""What a voter does whose ballot it is: choose whose updates are added up, and bring the sum to a decision."""
+
+from __future__ import annotations
+
+import math
+
+from konvoi.plan.sync import leases
+from konvoi.plan.sync.messages import (
+    Accepted,
+    Decided,
+    Decision,
+    Message,
+    Prepare,
+    Promise,
+    Propose,
+    Reduced,
+    Refused,
+    Select,
+)
+from konvoi.plan.sync.state import Action, Send, SetTimer, State
+
+
+def proposer(last: Decision, ballot: int) -> str:
+    """Whose ballot it is, in the round behind a decision."""
+    return last.voters[(last.round + 1 + ballot) % len(last.voters)]
+
+
+def next_ballot(s: State) -> int:
+    """The lowest above 0 that is this voter's, and above all that it knows of."""
+    above = max(s.promised, s.ballot, s.seen, 0) + 1
+    return next(ballot for ballot in range(above, above + len(s.last.voters)) if proposer(s.last, ballot) == s.me)
+
+
+def patience(s: State) -> float:
+    """Seconds until this voter tries itself: longer where others' turns come first."""
+    return s.rules.patience_s * (next_ballot(s) - max(s.promised, s.seen, 0)) * backoff(s)
+
+
+def backoff(s: State) -> int:
+    """Ballots that overtake each other are given more time."""
+    return 1 << min(max(s.promised, 0) // len(s.last.voters), 2)
+
+
+def set_deadline(s: State, out: list[Action]) -> None:
+    """From the first offer on, or the first newcomer."""
+    if s.phase in ("prepare", "select") and not s.is_timed:
+        s.is_timed = True
+        out.append(SetTimer("deadline", s.round, s.rules.deadline_s))
+
+
+def is_open(s: State, ballot: int) -> bool:
+    """Whether this voter has promised nobody to leave this ballot out."""
+    return ballot >= s.promised
+
+
+def majority(s: State) -> int:
+    return len(s.last.voters) // 2 + 1
+
+
+def begin(s: State, out: list[Action], ballot: int) -> None:
+    """Run a ballot above 0: hear from a majority first what may have been decided already."""
+    s.ballot, s.phase, s.is_timed, s.is_late = ballot, "prepare", False, False
+    s.promises, s.offers, s.reduced, s.chosen, s.proposal, s.accepted = {}, {}, {}, None, None, frozenset()
+    out.append(SetTimer("patience", s.round, s.rules.patience_s * len(s.last.voters) * backoff(s)))
+    set_deadline(s, out)
+    for peer in dict.fromkeys((*s.last.voters, *s.last.members)):
+        _send(out, peer, Prepare(s.round, ballot))
+
+
+def on_promise(s: State, out: list[Action], sender: str, message: Promise) -> None:
+    if message.ballot == s.ballot and s.phase == "prepare" and sender in s.last.voters:
+        s.promises = {**s.promises, sender: message.vote}
+
+
+def on_refused(s: State, out: list[Action], sender: str, message: Refused) -> None:
+    """Somebody else's ballot is later: leave it the time that it needs."""
+    if s.phase and message.ballot > max(s.ballot, s.seen) and sender in s.last.voters:
+        s.seen, s.phase = message.ballot, ""
+        out.append(SetTimer("patience", s.round, patience(s)))
+
+
+def on_reduced(s: State, out: list[Action], sender: str, message: Reduced) -> None:
+    if s.phase == "reduce" and message.ballot == s.ballot:
+        s.reduced = {**s.reduced, message.part: message.hash}
+
+
+def on_accepted(s: State, out: list[Action], sender: str, message: Accepted) -> None:
+    if s.phase == "propose" and message.ballot == s.ballot and sender in s.last.voters:
+        was_first = not s.accepted
+        s.accepted |= {sender}
+        if was_first and s.rules.witness in s.last.voters:
+            _ask_for_votes(s, out)
+
+
+def see_to_it(s: State, out: list[Action]) -> None:
+    """The next phase, where this one is complete."""
+    if s.phase == "" and s.promised < 0 and proposer(s.last, 0) == s.me:
+        # Nobody can have voted in a ballot before this one. It is promised, so that it is not run again after a crash.
+        s.promised, s.ballot, s.phase = 0, 0, "select"
+    if s.phase == "prepare" and len(s.promises) >= majority(s):
+        votes = [vote for vote in s.promises.values() if vote is not None]
+        if votes:
+            _propose(s, out, max(votes, key=lambda vote: vote.ballot).decision)
+        else:
+            s.phase = "select"
+    if s.phase == "select" and _may_select(s):
+        s.chosen = select = _select(s)
+        s.phase = "reduce"
+        for peer in _concerned(select):
+            _send(out, peer, select)
+        if not select.updates:
+            _propose(s, out, decision(s, select, ()))
+    if s.phase == "reduce" and len(s.reduced) == s.rules.num_parts and s.chosen is not None:
+        _propose(s, out, decision(s, s.chosen, tuple(s.reduced[part] for part in range(s.rules.num_parts))))
+    if s.phase == "propose" and len(s.accepted) >= majority(s) and s.proposal is not None:
+        s.phase, s.decided = "", s.proposal
+        for peer in dict.fromkeys((*s.last.members, *s.last.voters, *s.proposal.members)):
+            if peer != s.me:
+                _send(out, peer, Decided(s.proposal))
+
+
+def _may_select(s: State) -> bool:
+    """All that are waited for have offered; or it is late, and enough have. Newcomers and leavers alone are a reason
+    for a round, too, in which nothing is added up."""
+    counted = {one.member for one in s.last.updates}
+    present = {*s.last.members} - s.left
+    awaited = {m for m in present if m in s.last.voters or m in counted or m in s.standing or s.rules.servers}
+    if s.offers and awaited <= s.offers.keys():
+        return True
+    if not s.offers and (s.joining - present - silent(s) or s.left & {*s.last.members}):
+        return s.is_late or not present
+    return s.is_late and len(s.offers) >= max(1, math.ceil(s.rules.quorum * len(awaited)))
+
+
+def _select(s: State) -> Select:
+    updates = tuple(s.offers[member] for member in sorted(s.offers) if member in s.last.members)
+    owners = s.rules.servers or tuple(one.member for one in updates)
+    if s.ballot >= len(s.last.voters) and updates and (s.me in s.last.members or s.me in s.rules.servers):
+        owners = (s.me,)  # some may not reach each other, but whoever has offered reaches this island
+    return Select(s.round, s.ballot, updates, owners)
+
+
+def _concerned(select: Select) -> list[str]:
+    return list(dict.fromkeys((*select.owners, *(one.member for one in select.updates))))
+
+
+def _propose(s: State, out: list[Action], value: Decision) -> None:
+    s.phase, s.proposal, s.accepted = "propose", value, frozenset()
+    _ask_for_votes(s, out)
+
+
+def _ask_for_votes(s: State, out: list[Action]) -> None:
+    """Of those who have not voted; the witness comes last. It binds whoever proposes next, and holds no sums: somebody
+    who does must have them on disk by then."""
+    assert s.proposal is not None
+    for voter in s.last.voters:
+        if voter not in s.accepted and (voter != s.rules.witness or s.accepted):
+            _send(out, voter, Propose(s.round, s.ballot, s.proposal))
+
+
+def remind(s: State, out: list[Action]) -> None:
+    """Say again what was not answered."""
+    if s.phase == "prepare":
+        for peer in dict.fromkeys((*s.last.voters, *s.last.members)):
+            if peer not in s.promises:
+                _send(out, peer, Prepare(s.round, s.ballot))
+    elif s.phase == "reduce" and s.chosen is not None:
+        for peer in _concerned(s.chosen):
+            _send(out, peer, s.chosen)
+    elif s.phase == "propose":
+        _ask_for_votes(s, out)
+
+
+def _send(out: list[Action], to: str, message: Message) -> None:
+    out.append(Send(to, message))
+
+
+# -- what is decided ---------------------------------------------------------------------------------------------------
+
+
+def silent(s: State) -> set[str]:
+    """Of whom nothing was heard for too many rounds."""
+    return {name for name, heard in s.heard.items() if s.round - heard > s.rules.evict_after}
+
+
+def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:
+    """Who is a member and who votes from now on, and what each is to read."""
+    last, counted = s.last, {one.member: one for one in select.updates}
+    gone = (silent(s) - counted.keys()) | s.left
+    members = tuple(sorted({*last.members, *s.joining} - gone))
+    voters = last.voters
+    if not s.rules.servers:
+        stay = ({*last.voters} | {*counted}) & {*members}  # newcomers from their first counted update on
+        voters = tuple(sorted((stay or {*members}) | ({s.rules.witness} & {*last.voters}))) or last.voters
+    given, cursor, returned = leases.next_leases(last, members, counted, s.rules.lease)
+    return Decision(s.round, last.id, select.updates, select.owners, results, members, voters, given, cursor, returned)

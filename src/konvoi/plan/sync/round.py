@@ -1,0 +1,247 @@
+"""The round, as a pure machine: `advance(state, event) -> (state, actions)`, one for each island.
+
+A round ends with one decision, found by Paxos (Lamport, The Part-Time Parliament, 1998) among the voters that the
+decision before has named: nobody votes on a round before it has that decision, so that a change of roster needs no
+protocol of its own (Lamport, Malkhi, Zhou, Reconfiguring a State Machine, 2010, with alpha = 1). What is voted on is
+what was added up, and only those vote who hold the sums, so that what was decided can be had from a majority. With one
+server for a voter this is its log.
+
+    member   Snapshot -> Offer -> (Select) -> Piece -> Result held -> vote -> Apply
+    owner    Select -> pieces -> Reduce -> Result to all
+    proposer offers -> Select -> Reduced -> Propose -> Accepted by a majority -> Decided
+
+Nothing is answered with "received": who lacks something asks for it at each beat until it is there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from konvoi.plan.sync import hearing, propose
+from konvoi.plan.sync.messages import Accepted, Ask, Decision, Join, Leave, Offer, Reduced, Result, Update, Vote, Want
+from konvoi.plan.sync.state import (
+    BLANK,
+    Action,
+    Apply,
+    Event,
+    Fetch,
+    Fetched,
+    Hold,
+    Leaving,
+    Out,
+    Persist,
+    Received,
+    Reduce,
+    Send,
+    SetTimer,
+    Snapshot,
+    Snapshotted,
+    Started,
+    State,
+    Stepped,
+    Summed,
+    Timer,
+)
+
+
+def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
+    """What follows from an event. The state that is given stays as it is."""
+    s, out = copy.copy(state), list[Action]()
+    EVENTS[type(event)](s, out, event)
+    _see_to_it(s, out)
+    while own := [action for action in out if type(action) is Send and action.to == s.me]:  # no wire for these
+        out = [action for action in out if type(action) is not Send or action.to != s.me]
+        for action in own:
+            hearing.receive(s, out, s.me, action.message)
+            _see_to_it(s, out)
+    if (durable := s.durable()) != state.durable():
+        # Before anything is sent: what somebody else knows of this island, it knows itself after a crash.
+        first = next((n for n, action in enumerate(out) if isinstance(action, (Send, Apply))), len(out))
+        out.insert(first, Persist(durable))
+    return s, tuple(out)
+
+
+# -- what happens here -------------------------------------------------------------------------------------------------
+
+
+def _started(s: State, out: list[Action], event: Started) -> None:
+    s.stands = event.stands
+    s.heard = dict.fromkeys(s.everybody, s.last.round)
+    out.append(SetTimer("beat", 0, s.rules.beat_s))
+    _be_patient(s, out)
+
+
+def _be_patient(s: State, out: list[Action]) -> None:
+    """For a voter that comes into a round in the middle: nobody may say anything more in it."""
+    if s.is_voter:
+        out.append(SetTimer("patience", s.round, propose.patience(s)))
+
+
+def _stepped(s: State, out: list[Action], event: Stepped) -> None:
+    s.step = event.step
+    if s.snapped is not None and s.step - s.snapped >= s.rules.max_ahead:
+        out.append(Hold())
+
+
+def _snapshotted(s: State, out: list[Action], event: Snapshotted) -> None:
+    if event.round == s.round and s.snapped is not None and s.own is None:  # else of a round that has ended
+        s.own = Update(s.me, s.last.round, event.weight, event.parts)
+        _offer(s, out)
+
+
+def _offer(s: State, out: list[Action]) -> None:
+    assert s.own is not None
+    out += [Send(voter, Offer(s.round, s.own)) for voter in s.last.voters]
+
+
+def _summed(s: State, out: list[Action], event: Summed) -> None:
+    select = s.select
+    if select is None or (event.round, event.ballot) != (s.round, select.ballot):
+        return
+    s.sums = {**s.sums, event.part: event.hash}
+    s.held |= {event.hash}
+    out += [Send(peer, Result(s.round, event.hash)) for peer in s.everybody if peer != s.me]
+    _tell_sum(s, out, event.part)
+
+
+def _tell_sum(s: State, out: list[Action], part: int) -> None:
+    assert s.select is not None
+    sum_ = Reduced(s.round, s.select.ballot, part, s.sums[part])
+    out.append(Send(propose.proposer(s.last, s.select.ballot), sum_))
+
+
+def _fetched(s: State, out: list[Action], event: Fetched) -> None:
+    if s.stands or event.decision.round < s.last.round:
+        return
+    if event.decision.round > s.last.round:
+        _enter(s, event.decision)
+        _be_patient(s, out)
+    s.stands, s.began = True, s.step
+
+
+def _leaving(s: State, out: list[Action], event: Leaving) -> None:
+    s.leaving = True
+    out += [Send(voter, Leave(s.last.round)) for voter in s.last.voters]
+
+
+def _timer(s: State, out: list[Action], event: Timer) -> None:
+    if event.name == "beat":
+        s.beats += 1
+        out.append(SetTimer("beat", 0, s.rules.beat_s))
+        _beat(s, out)
+    elif event.round == s.round and event.name == "deadline":
+        s.is_late = True
+    elif event.round == s.round and event.name == "patience" and s.is_voter:
+        propose.begin(s, out, propose.next_ballot(s))
+
+
+def _beat(s: State, out: list[Action]) -> None:
+    """Ask again for whatever is missing."""
+    others = [peer for peer in s.everybody if peer != s.me]
+    if s.is_out or not others:
+        return
+    is_settled = s.is_member and s.stands and (s.is_voter or bool(s.rules.servers))
+    if s.can_be_member and not s.leaving and not is_settled:
+        out += [Send(voter, Join(s.last.round, s.stands and s.is_member)) for voter in s.last.voters]
+    if not s.stands and s.last.round >= 0:
+        out.append(Fetch(tuple(others)))
+    if s.leaving and s.last.round >= 0:
+        out += [Send(voter, Leave(s.last.round)) for voter in s.last.voters]
+    if s.own is not None and (s.select is None or s.own not in s.select.updates):
+        _offer(s, out)
+    if s.select is not None:
+        for part in s.own_parts:
+            out += [Send(one, Want(s.round, s.select.ballot, (part,))) for one in _lacking(s, part)]
+            if part in s.sums:
+                _tell_sum(s, out, part)
+    for decision in (s.decided, s.pending.decision if s.pending else None):
+        if decision is not None:
+            hearing.ask_for_results(s, out, decision)
+    propose.remind(s, out)
+    out.append(Send(others[s.beats % len(others)], Ask(s.last.round)))
+
+
+def _received(s: State, out: list[Action], event: Received) -> None:
+    hearing.receive(s, out, event.sender, event.message)
+
+
+EVENTS: dict[type, Callable[..., None]] = {
+    Received: _received,
+    Started: _started,
+    Stepped: _stepped,
+    Snapshotted: _snapshotted,
+    Summed: _summed,
+    Fetched: _fetched,
+    Leaving: _leaving,
+    Timer: _timer,
+}
+
+
+# -- what can be done now ----------------------------------------------------------------------------------------------
+
+
+def _see_to_it(s: State, out: list[Action]) -> None:
+    """All that has become possible, in whatever order things have come."""
+    if s.is_out:
+        return
+    if s.is_member and s.stands and s.snapped is None and s.step - s.began >= s.rules.every:
+        s.snapped = s.step
+        out.append(Snapshot(s.round))
+    if s.pending is not None and propose.is_open(s, s.pending.ballot) and _may_vote(s, s.pending.decision):
+        pending, s.pending = s.pending, None
+        s.promised, s.vote = pending.ballot, Vote(pending.ballot, pending.decision)
+        out.append(Send(propose.proposer(s.last, pending.ballot), Accepted(s.round, pending.ballot)))
+    if s.select is not None:
+        for part in s.own_parts:
+            if part not in s.reducing and not _lacking(s, part):
+                s.reducing |= {part}
+                out.append(Reduce(s.round, s.select.ballot, part, s.select.updates))
+    if s.is_voter:
+        propose.see_to_it(s, out)
+    if s.decided is not None and (not s.keeps_results or s.held.issuperset(s.decided.results)):
+        _apply(s, out, s.decided)
+        _see_to_it(s, out)
+
+
+def _may_vote(s: State, decision: Decision) -> bool:
+    return s.me == s.rules.witness or s.held.issuperset(decision.results)
+
+
+def _lacking(s: State, part: int) -> list[str]:
+    """Whose pieces of this part are not here."""
+    assert s.select is not None
+    ballot = s.select.ballot
+    return [one.member for one in s.select.updates if s.pieces.get((ballot, one.member, part)) != one.parts[part]]
+
+
+def _apply(s: State, out: list[Action], decision: Decision) -> None:
+    own, snapped, was_member = s.own, s.snapped, s.is_member
+    counted = next((one for one in decision.updates if one.member == s.me), None)
+    kept = (*s.kept, decision)[-s.rules.kept :]
+    _enter(s, decision)
+    s.kept = kept
+    if counted is not None:
+        s.began = s.step
+    elif snapped is not None:
+        s.began = snapped  # who comes too late takes the next one as soon as it has gone on for long enough
+    known = {hash for one in kept for hash in one.results}
+    s.held = frozenset(hash for hash in s.held if hash in known)
+    if was_member and not s.is_member:
+        s.stands = False  # its leases are others' now, and with them the move is nobody's
+    if s.stands and s.me != s.rules.witness:
+        out.append(Apply(decision, own, counted))
+    if s.leaving and not s.is_member and s.last.voters in ((), (s.me,)):
+        s.is_out = True  # there is nobody who has to know
+        out.append(Out())
+
+
+def _enter(s: State, decision: Decision) -> None:
+    """This decision is known and acted upon; the next round begins."""
+    for name, value in BLANK.items():
+        setattr(s, name, value)
+    s.last = decision
+    s.joining -= {*decision.members} | propose.silent(s)
+    s.standing -= {*decision.voters}
+    s.left &= {*decision.members, *decision.voters}
+    s.heard = {name: s.heard.get(name, decision.round) for name in {*s.everybody, *s.joining}}

@@ -1,0 +1,522 @@
+"""Convoys of the real machine under a virtual clock, on a network and hosts that fail as a seed says.
+
+What must always hold is checked at every step, not at the end. A run is a function of its scenario: the same one gives
+the same trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from konvoi.plan.sync import leases
+from konvoi.plan.sync import state as st
+from konvoi.plan.sync.messages import Accepted, Decision, Promise, Propose, Select
+from konvoi.plan.sync.round import advance
+
+QUIET_AT, END = 26.0, 54.0  # faults come before the first; at the second all must have met again
+LEASE = 10
+RULES = st.Rules(
+    every=40, num_parts=2, lease=LEASE, quorum=0.5, deadline_s=1.5, patience_s=2.5, beat_s=1.0, max_ahead=200, kept=4
+)
+
+
+class Violation(AssertionError):
+    """Something happened that never may."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str  # "partition", "one-way", "crash", "clock", "join", "leave"
+    at: float
+    who: tuple[str, ...]
+    seconds: float = 0.0
+    when: str = ""  # "vote": as soon as somebody proposes; "voted": as soon as `who` has voted; "write": and loses that
+
+
+OTHERS = {"all": (), "server": ("s",), "servers": ("s", "t", "u"), "witness": ("w",)}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    seed: int
+    family: str  # "all", "server", "servers", "witness"
+    names: tuple[str, ...]
+    loss: float
+    twice: float
+    delay: float
+    faults: tuple[Fault, ...]
+
+
+def scenario(seed: int) -> Scenario:
+    r = random.Random(seed)
+    family = r.choice(("all", "all", "all", "server", "servers", "witness"))
+    names = tuple("abcde"[: r.randint(2, 5) if family == "all" else r.randint(2, 3)])
+    everyone = names + OTHERS[family]
+    faults = []
+
+    def at() -> float:
+        return r.uniform(1.0, QUIET_AT - 7)
+
+    for number in range(r.randint(1, 2)):
+        group = tuple(r.sample(everyone, r.randint(1, len(everyone) - 1)))
+        faults.append(
+            Fault("partition", at(), group, r.uniform(1, 7), "vote" if number == 0 and r.random() < 0.5 else "")
+        )
+    faults += [Fault("one-way", at(), tuple(r.sample(everyone, 2)), r.uniform(1, 7)) for _ in range(r.randint(1, 2))]
+    faults += [
+        Fault("crash", at(), (r.choice(everyone),), r.uniform(0.5, 5), when)
+        for when in ("write", "write", r.choice(("voted", "")), "")
+    ]
+    faults += [Fault("clock", at(), (r.choice(everyone),), r.choice((-600.0, 600.0))) for _ in range(r.randint(1, 2))]
+    faults.append(Fault("join", at(), ("n",)))
+    if r.random() < 0.5 and len(names) > 2:
+        faults.append(Fault("leave", at(), (r.choice(names),)))
+    faults.sort(key=lambda fault: fault.at)
+    return Scenario(
+        seed, family, names, r.choice((0.0, 0.02, 0.1)), r.choice((0.0, 0.05)), r.choice((0.05, 0.4)), tuple(faults)
+    )
+
+
+def digest(*values: object) -> str:
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
+
+
+@dataclass
+class Host:
+    """An island's process, model and disk."""
+
+    name: str
+    state: st.State
+    disk: st.Durable
+    speed: float  # seconds for ten steps
+    alive: bool = True
+    life: int = 0  # timers of an earlier one are nobody's
+    steps: int = 0
+    holds: bool = False
+    model: tuple[int, str] = (0, "anchor")  # round, what the weights are
+    snapshots: int = 0
+    moved: tuple[int, ...] = ()  # positions whose work is in the parameters and in no anchor
+    fetching: tuple[str, ...] = ()  # from whom
+    sums: frozenset[str] = frozenset()  # on disk
+    traps: tuple[tuple[str, float], ...] = ()  # crashes that wait for their moment, and how long they last
+    timers: dict[str, int] = field(default_factory=dict)  # the newest of each name
+
+
+class World:
+    def __init__(self, given: Scenario, *, traced: bool = False) -> None:
+        self.given, self.random, self.traced = given, random.Random(given.seed + 10**9), traced
+        self.now, self.count = 0.0, 0
+        self.queue: list[tuple[float, int, str, str, object]] = []
+        self.trace: list[str] = []
+        self.seen: Counter[str] = Counter()
+        self.cuts: list[tuple[float, frozenset[tuple[str, str]]]] = []
+        self.at_vote = [fault for fault in given.faults if fault.when == "vote"]
+        # What is known of the truth.
+        self.decisions: dict[int, Decision] = {}
+        self.votes: dict[tuple[int, str], dict[int, set[str]]] = {}  # on disks, by round and decision, and ballot
+        self.made: dict[tuple[str, ...], tuple[int, ...]] = {}  # whose work is in an update, by its parts
+        self.chosen: dict[int, str] = {}  # by round, what a majority has on disk for a ballot
+        self.proposed: dict[tuple[int, int], str] = {}  # by round and ballot
+        self.promised: dict[tuple[str, int], int] = {}  # by host and round
+        self.counted: set[str] = set()
+        self.read: set[int] = set()  # positions of counted updates
+        self.anchors: dict[int, str] = {0: "anchor"}
+        names = given.names
+        rules, voters = RULES, names
+        if given.family.startswith("server"):
+            voters = OTHERS[given.family]
+            rules = replace(RULES, servers=voters)
+        elif given.family == "witness":
+            rules, voters = replace(RULES, witness="w"), (*names, "w")
+        self.rules = rules
+        first = Decision.first(names, tuple(sorted(voters)), LEASE)
+        self.decisions[0] = first
+        self.hosts: dict[str, Host] = {}
+        for name in dict.fromkeys((*names, *voters)):
+            self.add(name, st.State(name, rules, first), stands=True)
+        for fault in given.faults:
+            if fault.when != "vote":
+                self.push(fault.at, "fault", "", fault)
+
+    def add(self, name: str, state: st.State, *, stands: bool) -> None:
+        self.hosts[name] = Host(name, state, state.durable(), self.random.uniform(0.25, 0.6))
+        self.push(self.now, "event", name, (0, st.Started(stands)))
+        if state.can_be_member:
+            self.push(self.now + 0.1, "step", name, 0)
+
+    def push(self, at: float, kind: str, name: str, what: object) -> None:
+        self.count += 1
+        heapq.heappush(self.queue, (at, self.count, kind, name, what))
+
+    def say(self, line: str) -> None:
+        if self.traced:
+            self.trace.append(f"{self.now:7.2f}  {line}")
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Counter[str]:
+        while self.queue and self.queue[0][0] <= END:
+            self.now, _, kind, name, what = heapq.heappop(self.queue)
+            if kind == "fault":
+                self.fault(what)
+            elif kind == "restart":
+                self.restart(name)
+            elif kind == "step":
+                self.step(name, what)
+            elif kind == "fetch":
+                self.fetch(name, *what)
+            else:
+                self.deliver(self.hosts[name], *what)
+        self.check_alive()
+        return self.seen
+
+    def deliver(self, host: Host, life: int, event: st.Event) -> None:
+        if not host.alive:
+            return
+        if isinstance(event, st.Received):
+            if not self.is_cut(event.sender, host.name):
+                self.happen(host, event)
+        elif life == host.life:
+            if isinstance(event, Waiting):
+                if host.timers.get(event.timer.name) != event.key:
+                    return  # another has taken its place
+                del host.timers[event.timer.name]
+                event = event.timer
+            self.happen(host, event)
+
+    def happen(self, host: Host, event: st.Event) -> None:
+        if self.traced and not isinstance(event, st.Stepped):
+            self.say(f"{host.name} <- {_short(event)}")
+        host.state, actions = advance(host.state, event)
+        for action in actions:
+            if not self.act(host, action):
+                return  # crashed
+
+    def act(self, host: Host, action: st.Action) -> bool:
+        if isinstance(action, st.Persist):
+            return self.write(host, action.durable)
+        if isinstance(action, st.Send):
+            self.send(host.name, action)
+        elif isinstance(action, st.SetTimer):
+            host.timers[action.name] = self.count
+            waiting = Waiting(st.Timer(action.name, action.round), self.count)
+            self.push(self.now + action.seconds, "event", host.name, (host.life, waiting))
+        elif isinstance(action, st.Snapshot):
+            host.snapshots += 1
+            parts = tuple(
+                digest(host.name, action.round, host.snapshots, host.life, part) for part in range(RULES.num_parts)
+            )
+            self.made[parts] = host.moved
+            event = st.Snapshotted(action.round, len(host.moved), parts)
+            self.push(self.now + 0.05, "event", host.name, (host.life, event))
+        elif isinstance(action, st.Reduce):
+            hash = summed(host.name, action.part, [one.parts[action.part] for one in action.updates])
+            event = st.Summed(action.round, action.ballot, action.part, hash)
+            self.push(self.now + 0.05, "event", host.name, (host.life, event))
+        elif isinstance(action, st.Apply):
+            self.check_apply(host, action)
+            host.holds = False
+        elif isinstance(action, st.Fetch):
+            if not host.fetching:
+                self.push(self.now + self.random.uniform(0.3, 2.0), "fetch", host.name, (host.life, 0))
+            host.fetching = action.peers
+        elif isinstance(action, st.Hold):
+            host.holds = True
+        elif isinstance(action, st.Out):
+            self.say(f"{host.name} is out")
+            host.alive, host.life = False, host.life + 1
+            return False
+        return True
+
+    def step(self, name: str, life: object) -> None:
+        host = self.hosts[name]
+        if host.alive and life == host.life:
+            if not host.holds:
+                host.steps += 10
+                self.read_on(host)
+                self.happen(host, st.Stepped(host.steps))
+            if host.alive:
+                self.push(self.now + host.speed, "step", name, life)
+
+    def read_on(self, host: Host) -> None:
+        """Ten steps' samples: the next of the lease."""
+        if host.state.stands and host.state.is_member:
+            ours = [n for start, stop in host.state.last.lease_of(host.name) for n in range(start, stop)]
+            host.moved = tuple(ours[: len(host.moved) + self.random.randint(1, 4)])
+
+    def send(self, sender: str, action: st.Send) -> None:
+        self.check_told(sender, action.message)
+        is_vote = isinstance(action.message, Propose)
+        if is_vote and self.at_vote and self.at_vote[0].at <= self.now < QUIET_AT - 5:
+            self.seen["partition during a vote"] += 1
+            self.fault(replace(self.at_vote.pop(), when=""))
+        if action.to not in self.hosts:
+            return
+        copies = 1
+        if self.now < QUIET_AT:
+            if self.random.random() < self.given.loss:
+                self.seen["loss"] += 1
+                return
+            if self.random.random() < self.given.twice:
+                self.seen["duplication"] += 1
+                copies = 2
+        for number in range(copies):
+            seconds = 0.02 + self.random.expovariate(1 / self.given.delay) * (1 if self.now < QUIET_AT else 0.1)
+            self.seen["delay"] += seconds > 0.3
+            self.seen["reordering"] += number or seconds > 0.5  # others, sent later, come before it
+            self.push(self.now + seconds, "event", action.to, (-1, st.Received(sender, action.message)))
+
+    def is_cut(self, sender: str, to: str) -> bool:
+        return any(until > self.now and (sender, to) in pairs for until, pairs in self.cuts)
+
+    # -- faults ----------------------------------------------------------------------------------------------------
+
+    def fault(self, fault: Fault) -> None:
+        who = [self.hosts[name] for name in fault.who if name in self.hosts]
+        self.say(f"-- {fault.kind} {' '.join(fault.who)} {fault.when} for {fault.seconds:.1f} s")
+        self.seen[fault.kind] += 1
+        until = min(self.now + abs(fault.seconds), QUIET_AT)
+        if fault.kind == "partition":
+            inside, outside = set(fault.who), set(self.hosts) - set(fault.who)
+            self.cuts.append(
+                (until, frozenset((a, b) for x, y in ((inside, outside), (outside, inside)) for a in x for b in y))
+            )
+        elif fault.kind == "one-way":
+            self.cuts.append((until, frozenset([(fault.who[0], fault.who[1])])))
+        elif fault.kind == "crash":
+            for host in who:
+                if fault.when:
+                    host.traps = (*host.traps, (fault.when, fault.seconds))
+                else:
+                    self.crash(host, fault.seconds)
+        elif fault.kind == "clock":
+            for host in who:
+                self.jump(host, fault.seconds)
+        elif fault.kind == "join":
+            self.seen["roster change"] += 1
+            contacts = self.rules.servers or tuple(sorted(self.given.names))
+            blank = Decision(-2, "", (), (), (), (), contacts, (), 0)
+            self.add(fault.who[0], st.State(fault.who[0], self.rules, blank, stands=False), stands=False)
+            self.hosts[fault.who[0]].model = (-2, "")
+        elif fault.kind == "leave":
+            self.seen["roster change"] += 1
+            for host in who:
+                if host.alive:
+                    self.happen(host, st.Leaving())
+
+    def jump(self, host: Host, seconds: float) -> None:
+        """Ten minutes forth: every timer that waits is over. Back: none is later for it, as what counts is the wait."""
+        if seconds > 0 and host.alive:
+            waiting = [what for _, _, kind, name, what in self.queue if kind == "event" and name == host.name]
+            for what in waiting:
+                if isinstance(what[1], Waiting):
+                    self.push(self.now, "event", host.name, what)
+
+    def crash(self, host: Host, seconds: float) -> None:
+        if host.alive:
+            host.alive, host.life = False, host.life + 1
+            self.say(f"-- {host.name} is dead")
+            self.push(min(self.now + seconds, QUIET_AT), "restart", host.name, None)
+
+    def restart(self, name: str) -> None:
+        host = self.hosts[name]
+        host.alive, host.holds, host.steps, host.moved, host.fetching = True, False, 0, (), ()
+        host.timers.clear()
+        disk = host.disk
+        rounds = range(disk.last.round - RULES.kept + 1, disk.last.round + 1)
+        kept = tuple(
+            self.decisions[r] for r in rounds if r in self.decisions and {*self.decisions[r].results} <= host.sums
+        )
+        has_model = disk.last.round >= 0 and (self.random.random() < 0.5 or not host.state.can_be_member)
+        host.model = (disk.last.round, self.anchors.get(disk.last.round, "")) if has_model else (-2, "")
+        host.state = st.State(name, self.rules, disk.last, disk.promised, disk.vote, held=host.sums, kept=kept)
+        self.say(f"-- {name} is back at round {disk.last.round}")
+        self.push(self.now, "event", name, (host.life, st.Started(has_model)))
+        if host.state.can_be_member:
+            self.push(self.now + 0.1, "step", name, host.life)
+
+    def fetch(self, name: str, life: int, tries: int) -> None:
+        host = self.hosts[name]
+        if not host.alive or life != host.life:
+            return
+        others = [self.hosts[peer] for peer in host.fetching if peer != name]
+        others = [one for one in others if one.alive and one.state.stands and one.model[0] == one.state.last.round]
+        others = [one for one in others if not self.is_cut(one.name, name) and not self.is_cut(name, one.name)]
+        best = max(others, key=lambda one: one.state.last.round, default=None)
+        if best is not None and best.state.last.round >= host.state.last.round:
+            host.model, decision = best.model, best.state.last
+        elif tries > 8 and host.state.last.round >= 0:  # nobody has it: it is made again from the disk
+            host.model, decision = (host.state.last.round, self.anchors[host.state.last.round]), host.state.last
+        else:
+            self.push(self.now + 1.0, "fetch", name, (life, tries + 1))
+            return
+        host.holds, host.fetching, host.moved = False, (), ()
+        self.happen(host, st.Fetched(decision))
+
+    def write(self, host: Host, durable: st.Durable) -> bool:
+        is_vote = durable.vote is not None and durable.vote != host.disk.vote
+        if self.now < QUIET_AT - 5 and self.springs(host, "write"):
+            self.seen["restart with the last write lost"] += 1
+            return False
+        if is_vote:
+            self.check_vote(host, durable)
+        before, host.disk = host.disk, durable
+        written = {*durable.last.results, *(durable.vote.decision.results if durable.vote else ())}
+        host.sums |= host.state.held & written
+        if durable.last.id != before.last.id:
+            self.check_entered(host, durable.last)
+        if is_vote and self.now < QUIET_AT - 5 and self.springs(host, "voted"):
+            self.seen["crash between vote and application"] += 1
+            return False
+        return True
+
+    def springs(self, host: Host, when: str) -> bool:
+        """Whether a crash has waited for this moment; it is there."""
+        for trap in host.traps:
+            if trap[0] == when:
+                host.traps = tuple(one for one in host.traps if one is not trap)
+                self.crash(host, trap[1])
+                return True
+        return False
+
+    # -- what must hold --------------------------------------------------------------------------------------------
+
+    def check_told(self, sender: str, message: object) -> None:
+        if isinstance(message, Propose):
+            key, id = (message.round, message.ballot), message.decision.id
+            if self.proposed.setdefault(key, id) != id:
+                raise Violation(f"round {message.round}: {sender} proposes two decisions in ballot {message.ballot}")
+            self.check_sums(message.decision)
+        elif isinstance(message, Promise):
+            key = (sender, message.round)
+            self.promised[key] = max(self.promised.get(key, -1), message.ballot)
+        elif isinstance(message, Accepted) and message.ballot < self.promised.get((sender, message.round), -1):
+            raise Violation(f"round {message.round}: {sender} votes in ballot {message.ballot}, against its promise")
+
+    def check_vote(self, host: Host, durable: st.Durable) -> None:
+        vote, voters = durable.vote, durable.last.voters
+        round, id = vote.decision.round, vote.decision.id
+        if host.name not in voters:
+            raise Violation(f"{host.name} votes on round {round}, and is no voter")
+        if host.name != self.rules.witness and not host.state.held.issuperset(vote.decision.results):
+            raise Violation(f"{host.name} votes for sums that it does not hold")
+        names = self.votes.setdefault((round, id), {}).setdefault(vote.ballot, set())
+        names.add(host.name)
+        if len(names) > len(voters) // 2 and self.chosen.setdefault(round, id) != id:
+            raise Violation(f"round {round}: two decisions have a majority")
+
+    def check_entered(self, host: Host, decision: Decision) -> None:
+        known = self.decisions.get(decision.round)
+        if known is not None:
+            if known.id != decision.id:
+                raise Violation(f"round {decision.round} has two decisions")
+            return
+        last = self.decisions.get(decision.round - 1)
+        if last is None or decision.previous != last.id:
+            raise Violation(f"round {decision.round} does not follow the one before")
+        # Whoever enters it first has voted, and writes both down at once.
+        votes = self.votes.get((decision.round, decision.id), {})
+        most = max((len((names | {host.name}) & {*last.voters}) for names in votes.values()), default=1)
+        if most < len(last.voters) // 2 + 1:
+            raise Violation(f"round {decision.round}: {most} of {len(last.voters)} votes are on disks")
+        if self.chosen.setdefault(decision.round, decision.id) != decision.id:
+            raise Violation(f"round {decision.round}: another decision has a majority")
+        self.decisions[decision.round] = decision
+        for update in decision.updates:
+            if update.id in self.counted or update.base != last.round or update.member not in last.members:
+                raise Violation(f"round {decision.round} counts an update of {update.member} that it may not")
+            self.counted.add(update.id)
+            lease = leases.take(last.lease_of(update.member), update.weight)
+            leased = tuple(n for a, b in lease for n in range(a, b))
+            if self.made.get(update.parts) != leased or {*leased} & self.read:
+                raise Violation(f"round {decision.round} counts work of {update.member} twice, or another's")
+            self.read |= {*leased}
+        self.check_sums(decision)
+        leased = [n for _, ranges in decision.leases for a, b in ranges for n in range(a, b)]
+        spare = [n for a, b in decision.returned for n in range(a, b)]
+        if sorted([*leased, *spare, *self.read]) != [*range(decision.cursor)]:
+            raise Violation(f"round {decision.round} leases samples twice, or loses some")
+        self.anchors[decision.round] = digest(self.anchors[last.round], decision.results)
+
+    def check_sums(self, decision: Decision) -> None:
+        for part, hash in enumerate(decision.results):
+            owner = Select(0, 0, decision.updates, decision.owners).owner(part)
+            if hash != summed(owner, part, [one.parts[part] for one in decision.updates]):
+                raise Violation(f"round {decision.round}: part {part} is not the sum of what was counted, by its owner")
+
+    def check_apply(self, host: Host, action: st.Apply) -> None:
+        decision = action.decision
+        if host.model != (decision.round - 1, self.anchors[decision.round - 1]):
+            raise Violation(f"{host.name} applies round {decision.round} to the model of round {host.model[0]}")
+        host.model = (decision.round, digest(host.model[1], decision.results))
+        if host.model[1] != self.anchors[decision.round]:
+            raise Violation(f"{host.name} has another anchor of round {decision.round}")
+        if action.counted is not None and action.counted == action.own:
+            host.moved = host.moved[action.own.weight :]
+        elif action.counted is not None:
+            host.moved = ()
+        lease = [n for a, b in decision.lease_of(host.name) for n in range(a, b)]
+        if host.moved != tuple(lease[: len(host.moved)]):
+            raise Violation(f"{host.name} has work in its parameters that was counted, or was leased to others")
+
+    def check_alive(self) -> None:
+        living = [host for host in self.hosts.values() if not host.state.is_out]
+        rounds = {host.name: host.state.last.round for host in living}
+        if max(rounds.values()) < 2 or max(rounds.values()) - min(rounds.values()) > 1:
+            raise Violation(f"not all go on: {rounds}")
+        waiting = [
+            host.name
+            for host in living
+            if host.state.can_be_member and not host.state.leaving and not host.state.is_member
+        ]
+        if waiting:
+            raise Violation(f"{waiting} have not become members")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A timer in the queue; the newest of its name counts."""
+
+    timer: st.Timer
+    key: int
+
+
+def summed(owner: str, part: int, parts: list[str]) -> str:
+    return digest("sum", owner, part, parts)
+
+
+def _short(event: object) -> str:
+    if isinstance(event, st.Received):
+        return f"{type(event.message).__name__} of {event.sender}: " + str(event.message)[:110]
+    return str(event)[:110]
+
+
+def shrink(given: Scenario) -> tuple[Scenario, list[str]]:
+    """The smallest scenario found that still fails, and its trace."""
+
+    def fails(one: Scenario) -> bool:
+        try:
+            World(one).run()
+        except Violation:
+            return True
+        return False
+
+    is_smaller = True
+    while is_smaller:
+        is_smaller = False
+        smaller = [replace(given, faults=given.faults[:n] + given.faults[n + 1 :]) for n in range(len(given.faults))]
+        smaller += [replace(given, **{name: 0.0}) for name in ("loss", "twice") if getattr(given, name)]
+        for one in smaller:
+            if fails(one):
+                given, is_smaller = one, True
+                break
+    world = World(given, traced=True)
+    try:
+        world.run()
+    except Violation as error:
+        world.trace.append(f"{world.now:7.2f}  VIOLATION: {error}")
+    return given, world.trace

@@ -1,0 +1,87 @@
+"""The round under faults: what must always hold, over seeds, and that it would be seen if it did not."""
+
+import gc
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from tests.plan.sync import planted, simulation
+
+FAULTS = (
+    *("loss", "delay", "duplication", "reordering", "partition", "one-way", "crash", "clock", "roster change"),
+    "restart with the last write lost",
+)
+CHUNK = 50
+
+
+def run(first):
+    """A chunk of seeds; what was seen in them, and the seeds whose scenario had a kind of fault."""
+    gc.disable()  # in a process of its own; nothing is in cycles
+    seen, seeds = Counter(), Counter()
+    for seed in range(first, first + CHUNK):
+        try:
+            one = simulation.World(simulation.scenario(seed)).run()
+        except simulation.Violation as error:
+            raise simulation.Violation(f"seed {seed}: {error}") from None
+        seen += one
+        seeds += Counter(one.keys())
+    return seen, seeds
+
+
+def run_all(num_seeds):
+    seen, seeds = Counter(), Counter()
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for one, other in pool.map(run, range(0, num_seeds, CHUNK)):
+            seen += one
+            seeds += other
+    print(f"{num_seeds} seeds: " + ", ".join(f"{kind} {count:,}" for kind, count in sorted(seen.items())))  # noqa: T201
+    return seen, seeds
+
+
+def check_coverage(seen, seeds, num_seeds):
+    assert {kind: seen[kind] for kind in FAULTS if seen[kind] < num_seeds} == {}
+    assert seeds["partition during a vote"] >= 0.3 * num_seeds
+    assert seeds["crash between vote and application"] >= 0.1 * num_seeds
+
+
+@pytest.mark.timeout(240)
+def test_no_seed_of_two_thousand_breaks_a_promise():
+    check_coverage(*run_all(2000), 2000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_seed_of_a_hundred_thousand_breaks_a_promise():
+    check_coverage(*run_all(100_000), 100_000)
+
+
+@pytest.mark.parametrize("bug", planted.BUGS, ids=lambda bug: bug.__name__)
+def test_a_planted_bug_is_found(bug):
+    with bug():
+        assert first_failure() is not None
+
+
+def first_failure():
+    for seed in range(500):
+        try:
+            simulation.World(simulation.scenario(seed)).run()
+        except simulation.Violation:
+            return seed
+    return None
+
+
+def test_a_seed_that_fails_shrinks_to_a_trace_that_can_be_read():
+    with planted.promise_without_the_vote():
+        given = simulation.scenario(first_failure())
+        smallest, trace = simulation.shrink(given)
+    assert len(smallest.faults) < len(given.faults)
+    assert "VIOLATION" in trace[-1]
+    assert sum("--" in line for line in trace) < 15
+
+
+def test_the_same_scenario_is_the_same_run():
+    one, other = (simulation.World(simulation.scenario(7), traced=True) for _ in range(2))
+    one.run(), other.run()
+    assert one.trace == other.trace
