@@ -41,6 +41,13 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
     "memory": [
         ("worst_ratio_vs_theory", "memory of a worker over docs/memory.md, the worst of six plans", "≤ 1.10"),
         ("best_ratio_vs_theory", "the same, the best of six", "≥ 0.95"),
+        ("zero1_mb", "MB of a worker, 57M parameters in fp32 with AdamW, `fsdp=2, zero=1`", ""),
+        ("deepspeed_zero1_mb", "the same by DeepSpeed, stage 1", ""),
+        ("zero2_mb", "`fsdp=2, zero=2`", ""),
+        ("deepspeed_zero2_mb", "the same by DeepSpeed, stage 2", ""),
+        ("zero3_mb", "`fsdp=2`", ""),
+        ("plain_fsdp2_mb", "the same by plain FSDP2", ""),
+        ("deepspeed_zero3_mb", "the same by DeepSpeed, stage 3", ""),
     ],
     "gpu": [
         ("mfu", "share of a GPU's peak, 1B parameters", "≥ 0.50"),
@@ -61,9 +68,9 @@ def _section(name: str) -> str:
     machine = found["machine"]
     lines = [f"## {name}", "", "| what | figure | least to greatest | aim |", "|---|---|---|---|"]
     for figure, text, aim in SHOWN[name]:
-        spread = f"{found[f'{figure}_min']:.3g} to {found[f'{figure}_max']:.3g}" if f"{figure}_min" in found else ""
-        value = found.get(figure)
-        lines.append(f"| {text} (`{figure}`) | {'not run' if value is None else f'{value:.3g}'} | {spread} | {aim} |")
+        value, least, greatest = (found.get(f"{figure}{suffix}") for suffix in ("", "_min", "_max"))
+        spread = "" if least is None else f"{least:.4g} to {greatest:.4g}"
+        lines.append(f"| {text} (`{figure}`) | {'not run' if value is None else f'{value:.4g}'} | {spread} | {aim} |")
     where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
     return "\n".join([*lines, "", f"{found['date'][:10]}, commit {found['commit']}, {where}.", ""])
 
