@@ -13,8 +13,8 @@ from tests.plan.split import split_rows
 
 ROWS = rows(4)
 # Rows that take more than a second or two: what compiles (seconds, those of the GPT as many again), pipelines of more
-# than two workers or with something beside them, and most of tp's, whose operators are slow to launch; of these one of
-# each kind is in every run.
+# than two workers or with something beside them, others that are like a quicker one but for a case or an axis, and most
+# of tp's, whose operators are slow to launch; of these one of each kind is in every run.
 QUICK_TP = ("gpt tied tp=2", "gpt ragged tp=2,sequence_parallel=True")
 QUICK_PP = ("gpt deep dp=2,pp=2", "gpt deep pp=3")
 
@@ -28,7 +28,10 @@ def is_slow(row):
     has_two_stages = row.plan.schedule in TWO_STAGES
     shares = row.case == "gpt deep tied" and (row.plan.num_workers > 2 or has_two_stages)
     is_variant = row.plan.pp > 1 and (row.plan.num_workers > 2 or row.plan.checkpoint_activations or bool(row.changes))
-    return compiles or shares or (is_variant and row.name not in QUICK_PP)
+    is_base = row.case == "gpt" and row.plan.precision == "fp64" and row.plan.accumulate < 4
+    is_again = row.plan.pp == 1 and row.plan.num_workers > 2 and not is_base
+    is_kind = row.plan.pp > 1 and (has_two_stages or row.case not in ("gpt deep", "gpt deep tied", "mlp"))
+    return compiles or shares or is_again or is_kind or (is_variant and row.name not in QUICK_PP)
 
 
 SLOW = [row for row in ROWS if is_slow(row)]

@@ -9,7 +9,7 @@ from konvoi.proof import PRELOAD, differences, trace
 from tests.conformance import planted
 from tests.conformance.families import FAMILY_ROWS, FLOOR, PLANS, TOLERANCE, case
 
-QUICK = (("llama", PLANS[1]), ("gpt2", PLANS[0]), ("mixtral", PLANS[0]), ("t5", PLANS[1]), ("gpt2 lora", PLANS[0]))
+QUICK = (("llama", PLANS[1]), ("gpt2", PLANS[0]), ("t5", PLANS[1]))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_family_under_a_plan_computes_what_one_process_computes(pool, referenc
     ("bug", "name", "text"),
     [
         (planted.only_the_first_tensor_travels, "t5", PLANS[1]),
-        (planted.experts_summands_not_added, "mixtral", PLANS[0]),
+        pytest.param(planted.experts_summands_not_added, "mixtral", PLANS[0], marks=pytest.mark.slow),
         pytest.param(planted.clip_per_shard, "bert", PLANS[0], marks=pytest.mark.slow),
         pytest.param(planted.wrong_micro_batch, "vit", PLANS[1], marks=pytest.mark.slow),
     ],

@@ -50,12 +50,8 @@ TP_BUGS = [
     (planted.weights_differ_between_workers, _row("gpt", tp=2)),
 ]
 # Slow to launch: some are in every run.
-SLOW = [(bug, row) for bug, row in BUGS if row.plan.schedule == "zbv"]
-SLOW += [
-    (bug, row)
-    for bug, row in TP_BUGS
-    if row.plan.num_workers > 2 or bug.__name__ not in ("summand_taken_for_the_sum", "target_in_every_part")
-]
+SLOW = [(bug, row) for bug, row in BUGS if row.plan.schedule == "zbv" or (row.plan.pp > 1 and row.plan.dp > 1)]
+SLOW += [(bug, row) for bug, row in TP_BUGS if row.plan.num_workers > 2 or bug.__name__ != "target_in_every_part"]
 
 
 PAIRS = [pytest.param(*pair, marks=pytest.mark.slow) if pair in SLOW else pair for pair in [*BUGS, *TP_BUGS]]
