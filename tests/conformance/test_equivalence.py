@@ -21,7 +21,7 @@ QUICK_PP = ("gpt deep dp=2,pp=2", "gpt deep pp=3")
 
 def is_slow(row):
     if row.case == "gpt deep lora":
-        return row.name != "gpt deep lora pp=2"
+        return True
     if row.plan.tp > 1:
         return row.name not in QUICK_TP
     compiles = row.plan.compile and row.name != "callable fsdp=2,compile=True"

@@ -59,6 +59,12 @@ def test_a_planted_bug_shows_in_a_family(pool, reference, bug, name, text):
     assert any(differences(one, reference(name), TOLERANCE, floor=FLOOR) for one in found)
 
 
-@pytest.mark.parametrize("name", [name for name, _ in QUICK])
+NAMES = [
+    pytest.param(name, marks=() if name in dict(QUICK) else pytest.mark.slow)
+    for name in dict.fromkeys(name for name, _ in FAMILY_ROWS)
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_family_learns_so_that_errors_show(reference, name):
     assert reference(name).losses[-1] < reference(name).losses[0] - 0.05

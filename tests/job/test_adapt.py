@@ -53,13 +53,8 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("first", "then"),
-    [
-        pytest.param(*pair, id=name, marks=() if name == "fsdp2 from dp2" else pytest.mark.slow)
-        for name, pair in PLANS.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), PLANS.values(), ids=PLANS.keys())
 def test_adapters_follow_from_plan_to_plan(agent, job, reference, tmp_path, first, then):
     with pytest.raises(WorkerError, match="InterruptedError"):
         small.train(agent, tmp_path, job(hooks=stop_after(5)), first, checkpoint_every=4)
@@ -113,6 +108,7 @@ def test_a_gpt_of_ours_is_exported_in_the_llama_layout(agent, job, tmp_path):
         torch.testing.assert_close(peft.PeftModel.from_pretrained(base, adapter).eval()(IDS).logits, expected)
 
 
+@pytest.mark.slow
 def test_a_new_head_is_trained_beside_adapters_and_exported_with_them(agent, tmp_path):
     fields = FIELDS | {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 4}
     base = transformers.ViTForImageClassification(transformers.ViTConfig(**fields))
