@@ -1,4 +1,4 @@
-"""The round under many more faults than fit into every run. Nearly the last of the slow tests: it takes most of an hour."""
+"""The round under many more faults than fit into every run: most of an hour, behind nearly all other slow tests."""
 
 import pytest
 
