@@ -10,6 +10,7 @@
     ├── StateError             run folders and checkpoints
     │   ├── CheckpointMismatch a checkpoint of another model
     │   └── DiskFull           the last whole checkpoint is intact
+    ├── MessageRefused         what another island sent is damaged, too large, stale, or not finite
     ├── NonFiniteError         a loss or gradient that is not a number
     └── WorkerError            a worker raised or died: its own traceback, host, worker and step
 
@@ -90,6 +91,10 @@ class CheckpointMismatch(StateError):
 
 class DiskFull(StateError):
     """No room for a checkpoint; the last whole one is intact."""
+
+
+class MessageRefused(KonvoiError):
+    """What another island has sent cannot be used; the round goes on without it."""
 
 
 class NonFiniteError(KonvoiError):

@@ -6,14 +6,16 @@ Nothing here imports torch when it is loaded: a recipe that only names ready-mad
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,28 @@ class MicroBatch:
 
     batch: Mapping[str, Any]
     counts: bool = True
+
+
+class Wire(Protocol):
+    """Messages between islands, the time, and a second pair of hands. What is called back comes one at a time."""
+
+    def join(self, name: str, receive: Callable[[str, Any], None], find: Callable[[str], bytes | None]) -> None:
+        """`receive(sender, message)` is called for what is sent to `name`; `find(hash)` for what others fetch."""
+        ...
+
+    def send(self, sender: str, to: str, message: Any) -> None:
+        """It may be lost; whoever misses it asks again."""
+        ...
+
+    def fetch(self, name: str, peer: str, hash: str, then: Callable[[bytes | None], None]) -> None:
+        """Get what a peer holds under a hash; None where it does not hold it. As long as it is away nothing comes."""
+        ...
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None: ...
+
+    def work(self, function: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Call a function that takes long, and then another with what it has returned. In order."""
+        ...
 
 
 class Batches(Protocol):

@@ -114,8 +114,8 @@ class Muon:
     `blocks.3.attention.q.weight`; embeddings and heads have none. AdamW's own groups rule over its part only.
 
     Sharded matrices (DTensor) work, at the price of 11 to 16 small collectives a matrix and step. The iteration runs
-    in bfloat16 whatever the parameters are, and magnifies its rounding: the updates of two plans differ by 2 or 3 %
-    of their norm, as if the gradient had been disturbed in its third digit. Do not look for equal losses.
+    in bfloat16 where the device has it, and magnifies its rounding: the updates of two plans differ by 2 or 3 % of
+    their norm, as if the gradient had been disturbed in its third digit. Do not look for equal losses.
 
     >>> muon(lr=0.02, adamw=adamw(lr=3e-4)).adamw.lr
     0.0003
@@ -136,6 +136,9 @@ class Muon:
         """Raises: JobError where there is no matrix in any block."""
         import torch
 
+        from konvoi.job import orthogonal
+
+        orthogonal.install()
         rule = Group(self.matrices)
         matrices = [(name, p) for name, p in parameters if p.ndim == 2 and rule.matches(name)]
         taken = {name for name, _ in matrices}

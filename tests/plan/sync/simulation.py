@@ -211,7 +211,7 @@ class World:
                 digest(host.name, action.round, host.snapshots, host.life, part) for part in range(RULES.num_parts)
             )
             self.made[parts] = host.moved
-            event = st.Snapshotted(action.round, len(host.moved), parts)
+            event = st.Snapshotted(action.round, len(host.moved), float(len(host.moved)), parts, host.model[1])
             self.push(self.now + 0.05, "event", host.name, (host.life, event))
         elif isinstance(action, st.Reduce):
             hash = summed(host.name, action.part, [one.parts[action.part] for one in action.updates])
@@ -430,11 +430,13 @@ class World:
             if update.id in self.counted or update.base != last.round or update.member not in last.members:
                 raise Violation(f"round {decision.round} counts an update of {update.member} that it may not")
             self.counted.add(update.id)
-            lease = leases.take(last.lease_of(update.member), update.weight)
+            lease = leases.take(last.lease_of(update.member), update.samples)
             leased = tuple(n for a, b in lease for n in range(a, b))
             if self.made.get(update.parts) != leased or {*leased} & self.read:
                 raise Violation(f"round {decision.round} counts work of {update.member} twice, or another's")
             self.read |= {*leased}
+        if decision.updates and decision.anchor != self.anchors[last.round]:
+            raise Violation(f"round {decision.round} counts updates that moved from another state")
         self.check_sums(decision)
         leased = [n for _, ranges in decision.leases for a, b in ranges for n in range(a, b)]
         spare = [n for a, b in decision.returned for n in range(a, b)]
@@ -456,7 +458,7 @@ class World:
         if host.model[1] != self.anchors[decision.round]:
             raise Violation(f"{host.name} has another anchor of round {decision.round}")
         if action.counted is not None and action.counted == action.own:
-            host.moved = host.moved[action.own.weight :]
+            host.moved = host.moved[action.own.samples :]
         elif action.counted is not None:
             host.moved = ()
         lease = [n for a, b in decision.lease_of(host.name) for n in range(a, b)]

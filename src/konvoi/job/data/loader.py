@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -155,6 +155,35 @@ class Batches:
                 # The loader's own traceback is in the message; the frames on this side would keep its processes alive.
                 raise error.with_traceback(None)  # noqa: B904  # it is the same error
             yield batch
+
+
+class Leased:
+    """Batches of whatever positions of the job's order are asked for, cut into micro-batches for one worker."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        seed: int,
+        worker: int = 0,
+        num_workers: int = 1,
+        accumulate: int = 1,
+        collate: Collate | None = None,
+    ) -> None:
+        self._order = Order(seed, num_samples(source))
+        self._worker, self._num_workers, self._accumulate = worker, num_workers, accumulate
+        self._reader = Reader(source, collate or default_collate)
+
+    def read(self, ranges: Sequence[tuple[int, int]]) -> list[MicroBatch]:
+        """This worker's share of what one step of its island reads.
+
+        Raises: DataError where there are fewer samples than forward passes.
+        """
+        pairs = [self._order.indices(start, stop) for start, stop in ranges]
+        epochs, indices = (np.concatenate(one) for one in zip(*pairs, strict=True))
+        keys = Keys(self._order.seed, epochs, indices)
+        slots = Share(len(keys), self._worker, self._num_workers, self._accumulate).slots()
+        return [MicroBatch(self._reader.__getitems__(keys[start:stop])) for start, stop in slots]
 
 
 def eval_batches(

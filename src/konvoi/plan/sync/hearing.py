@@ -88,7 +88,7 @@ def _on_offer(s: State, out: list[Action], sender: str, message: Offer) -> None:
     update = message.update
     if not s.is_voter or update.member != sender or update.base != s.last.round:
         return
-    if sender not in s.last.members or not 0 < update.weight <= leases.size(s.last.lease_of(sender)):
+    if sender not in s.last.members or not 0 < update.samples <= leases.size(s.last.lease_of(sender)):
         return
     if not s.offers and s.promised <= 0 and s.ballot <= 0:
         out.append(SetTimer("patience", s.round, propose.patience(s)))

@@ -47,13 +47,13 @@ def next_leases(
     What was counted is done with. Everybody has the work of two rounds ahead, so that nobody waits for a decision in
     order to read on; of `lease`, or of its last update where that was more. Whoever is gone gives its own back.
     """
-    left = {name: without_first(held, counted[name].weight if name in counted else 0) for name, held in last.leases}
+    left = {name: without_first(held, counted[name].samples if name in counted else 0) for name, held in last.leases}
     returned = [*last.returned, *(one for name, held in left.items() if name not in members for one in held)]
     leases: list[tuple[str, tuple[Range, ...]]] = []
     cursor = last.cursor
     for member in members:
         held = list(left.get(member, ()))
-        wanted = 2 * max(lease, counted[member].weight if member in counted else 0)
+        wanted = 2 * max(lease, counted[member].samples if member in counted else 0)
         while size(held) < wanted:
             if returned:
                 held.append(returned.pop(0))

@@ -16,8 +16,10 @@ class Update:
 
     member: str
     base: int  # the round whose anchor it moved from
-    weight: int  # samples: so many of the first positions that are leased to the member
+    samples: int  # read for it: so many of the first positions that are leased to the member
+    weight: float  # in the mean, as the objective counts: tokens or samples
     parts: tuple[str, ...]  # hashes of the encoded parts
+    anchor: str = ""  # hash of the state that it moved from
 
     @cached_property
     def id(self) -> str:
@@ -38,6 +40,7 @@ class Decision:
     leases: tuple[tuple[str, tuple[Range, ...]], ...]  # positions that each member is to read, in this order
     cursor: int  # the first position that was never leased
     returned: tuple[Range, ...] = ()  # leased to members that are gone, and not yet leased again
+    anchor: str = ""  # hash of the state that the updates moved from; "" where there are none
 
     @cached_property
     def id(self) -> str:
@@ -48,13 +51,15 @@ class Decision:
 
     @classmethod
     def first(cls, members: tuple[str, ...], voters: tuple[str, ...], lease: int) -> Decision:
-        """Two rounds' work for everybody.
+        """Two rounds' work for everybody, round by round.
 
         >>> Decision.first(("a", "b"), ("a", "b"), 10).leases
-        (('a', ((0, 20),)), ('b', ((20, 40),)))
+        (('a', ((0, 10), (20, 30))), ('b', ((10, 20), (30, 40))))
         """
-        leases = tuple((name, ((2 * n * lease, 2 * (n + 1) * lease),)) for n, name in enumerate(members))
-        return cls(0, "", (), (), (), members, voters, leases, 2 * len(members) * lease)
+        count = len(members)
+        starts = {name: (n * lease, (count + n) * lease) for n, name in enumerate(members)}
+        leases = tuple((name, tuple((start, start + lease) for start in starts[name])) for name in members)
+        return cls(0, "", (), (), (), members, voters, leases, 2 * count * lease)
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,21 @@ class Leave:
     round: int
 
 
+@dataclass(frozen=True)
+class StateAsk:
+    """Who needs the agreed state, and is fetching that of this round if it can be had."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class State:
+    """The state behind a decision can be fetched here, in pieces of these hashes."""
+
+    decision: Decision
+    chunks: tuple[str, ...]
+
+
 Message = (
     Offer
     | Select
@@ -206,6 +226,8 @@ Message = (
     | Ask
     | Join
     | Leave
+    | StateAsk
+    | State
 )
 
 

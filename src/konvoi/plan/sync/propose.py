@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from konvoi.plan.sync import leases
 from konvoi.plan.sync.messages import (
@@ -133,7 +134,9 @@ def _may_select(s: State) -> bool:
 
 
 def _select(s: State) -> Select:
-    updates = tuple(s.offers[member] for member in sorted(s.offers) if member in s.last.members)
+    offers = [s.offers[member] for member in sorted(s.offers) if member in s.last.members]
+    (anchor, _), *_ = Counter(one.anchor for one in offers).most_common(1) or [("", 0)]
+    updates = tuple(one for one in offers if one.anchor == anchor)  # what moved from elsewhere cannot be added up
     owners = s.rules.servers or tuple(one.member for one in updates)
     if s.ballot >= len(s.last.voters) and updates and (s.me in s.last.members or s.me in s.rules.servers):
         owners = (s.me,)  # some may not reach each other, but whoever has offered reaches this island
@@ -193,4 +196,7 @@ def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:
         stay = ({*last.voters} | {*counted}) & {*members}  # newcomers from their first counted update on
         voters = tuple(sorted((stay or {*members}) | ({s.rules.witness} & {*last.voters}))) or last.voters
     given, cursor, returned = leases.next_leases(last, members, counted, s.rules.lease)
-    return Decision(s.round, last.id, select.updates, select.owners, results, members, voters, given, cursor, returned)
+    anchor = select.updates[0].anchor if select.updates else ""
+    return Decision(
+        s.round, last.id, select.updates, select.owners, results, members, voters, given, cursor, returned, anchor
+    )

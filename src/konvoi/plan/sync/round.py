@@ -80,13 +80,17 @@ def _be_patient(s: State, out: list[Action]) -> None:
 
 def _stepped(s: State, out: list[Action], event: Stepped) -> None:
     s.step = event.step
+    _hold(s, out)
+
+
+def _hold(s: State, out: list[Action]) -> None:
     if s.snapped is not None and s.step - s.snapped >= s.rules.max_ahead:
         out.append(Hold())
 
 
 def _snapshotted(s: State, out: list[Action], event: Snapshotted) -> None:
     if event.round == s.round and s.snapped is not None and s.own is None:  # else of a round that has ended
-        s.own = Update(s.me, s.last.round, event.weight, event.parts)
+        s.own = Update(s.me, s.last.round, event.samples, event.weight, event.parts, event.anchor)
         _offer(s, out)
 
 
@@ -188,6 +192,7 @@ def _see_to_it(s: State, out: list[Action]) -> None:
     if s.is_member and s.stands and s.snapped is None and s.step - s.began >= s.rules.every:
         s.snapped = s.step
         out.append(Snapshot(s.round))
+        _hold(s, out)
     if s.pending is not None and propose.is_open(s, s.pending.ballot) and _may_vote(s, s.pending.decision):
         pending, s.pending = s.pending, None
         s.promised, s.vote = pending.ballot, Vote(pending.ballot, pending.decision)
@@ -229,6 +234,8 @@ def _apply(s: State, out: list[Action], decision: Decision) -> None:
     s.held = frozenset(hash for hash in s.held if hash in known)
     if was_member and not s.is_member:
         s.stands = False  # its leases are others' now, and with them the move is nobody's
+    if own is not None and decision.anchor and own.anchor != decision.anchor:
+        s.stands = False  # the others have moved from another state than this island
     if s.stands and s.me != s.rules.witness:
         out.append(Apply(decision, own, counted))
     if s.leaving and not s.is_member and s.last.voters in ((), (s.me,)):

@@ -48,8 +48,10 @@ class Snapshotted:
     """The update of the round is encoded, and may be sent."""
 
     round: int
-    weight: int  # samples since the last update that was counted
+    samples: int  # read since the last update that was counted
+    weight: float
     parts: tuple[str, ...]
+    anchor: str = ""  # hash of the state that it moved from
 
 
 @dataclass(frozen=True)

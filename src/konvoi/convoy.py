@@ -1,0 +1,292 @@
+"""A live convoy, as one of its islands sees it: what the machine of the round wants is done, in tensors and messages.
+
+Three kinds of thread may meet here: the training loop, which calls `after_step`; the wire's, which brings messages and
+timers; and whoever encodes and adds up (`Wire.work`). The machine runs under one lock, in whichever comes. Weights are
+read and written by the training loop alone, between two steps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from konvoi.errors import MessageRefused
+from konvoi.joining import Library, Newcomer
+from konvoi.parcels import Parcels
+from konvoi.plan.convoy import Convoy
+from konvoi.plan.exchange.anchor import Anchor
+from konvoi.plan.sync import leases
+from konvoi.plan.sync import state as st
+from konvoi.plan.sync.messages import Decided, Decision, Message, Piece, Range, Result, State, StateAsk
+from konvoi.plan.sync.round import advance
+from konvoi.values import Wire
+
+
+@dataclass
+class Turn:
+    """Something to be done between two steps, in its order."""
+
+    call: Callable[[], None]
+    is_ready: bool = True
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an update is made of, beside how far the weights have moved."""
+
+    samples: int = 0
+    weight: float = 0.0
+    gradients: list[Tensor] | None = None
+
+
+class LiveConvoy:
+    """One island's place in a convoy. Its agreements are those of `anchor`."""
+
+    def __init__(self, name: str, plan: Convoy, rules: st.Rules, first: Decision, anchor: Anchor, wire: Wire) -> None:
+        self.name, self.plan, self.anchor, self.wire = name, plan, anchor, wire
+        self.state = st.State(name, rules, first)
+        self.durable = self.state.durable()
+        self.step, self.samples, self.weight = 0, 0, 0.0  # the last two: since the last update that was counted
+        self.step_with: Callable[[list[Tensor]], None] | None = None  # takes the mean gradient, where those are sent
+        self.refused: dict[str, int] = {}  # messages that were of no use, by sender
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._between_steps: deque[Turn] = deque()
+        self._is_holding = self.is_out = False
+        self._gradients: list[Tensor] | None = None  # their sum, of the steps behind the snapshot
+        self._own = Work()  # the snapshot's
+        self._parcels = Parcels(name, wire)
+        self._timers: dict[str, int] = {}
+        self._library = Library()
+        self._newcomer: Newcomer | None = None
+        wire.join(name, self.receive, self.find)
+        self.happen(st.Started(stands=True))
+
+    # -- from the training loop ---------------------------------------------------------------------------------------
+
+    def positions(self, number: int) -> tuple[Range, ...]:
+        """What to read next; fewer than asked for where the lease ends."""
+        with self._lock:
+            lease = self.state.last.lease_of(self.name)
+            return leases.take(leases.without_first(lease, self.samples), number)
+
+    def after_step(self, samples: int, weight: float, gradients: Sequence[Tensor] = ()) -> None:
+        """A step was taken; with gradients, their sums, none was."""
+        with self._lock:
+            self.step += 1
+            self.samples += samples
+            self.weight += weight
+            if gradients:
+                self._add(gradients)
+            self.happen(st.Stepped(self.step))
+        self.catch_up()
+
+    def _add(self, gradients: Sequence[Tensor]) -> None:
+        if self._gradients is None:
+            self._gradients = [g.clone() for g in gradients]
+        else:
+            torch._foreach_add_(self._gradients, list(gradients))
+
+    def catch_up(self) -> bool:
+        """Do what had to wait until no step was under way. Returns whether the next one may be taken."""
+        with self._lock:
+            while self._between_steps and self._between_steps[0].is_ready:
+                self._between_steps.popleft().call()
+            return not self._is_holding
+
+    def wait(self, seconds: float) -> bool:
+        """Until the next step may be taken, or for so long; whether it may."""
+        with self._lock:
+            if not self.catch_up():
+                self._changed.wait(seconds)
+            return self.catch_up()
+
+    # -- from the wire ------------------------------------------------------------------------------------------------
+
+    def receive(self, sender: str, message: Message) -> None:
+        with self._lock:
+            if isinstance(message, (Piece, Result)) and message.hash not in self._parcels:
+                self._fetch(sender, message)
+            elif isinstance(message, StateAsk):
+                self._lend(sender)
+            elif isinstance(message, State):
+                if self._newcomer is not None:
+                    self._newcomer.on_state(sender, message)
+            else:
+                if isinstance(message, Decided) and self._newcomer is not None:
+                    self._arrive(message.decision)
+                self.happen(st.Received(sender, message))
+
+    def find(self, hash: str) -> bytes | None:
+        with self._lock:
+            data = self._parcels.find(hash)
+            return data if data is not None else self._library.find(hash)
+
+    def _fetch(self, sender: str, message: Piece | Result) -> None:
+        def here(is_right: bool) -> None:
+            with self._lock:
+                if is_right:
+                    self.happen(st.Received(sender, message))
+                else:
+                    self.refuse(sender)  # it will be asked for again
+
+        if message.round > self.state.last.round:
+            self._parcels.fetch(sender, message.hash, here)
+
+    # -- coming in late ------------------------------------------------------------------------------------------------
+
+    def _lend(self, sender: str) -> None:
+        state = self._library.lend()
+        if state is not None:
+            self.wire.send(self.name, sender, state)
+
+    def _get_state(self, action: st.Fetch) -> None:
+        if self._newcomer is None:
+            self._newcomer = Newcomer(
+                self.anchor.vectors(),
+                lambda peer, message: self.wire.send(self.name, peer, message),
+                lambda peer, hash, then: self.wire.fetch(self.name, peer, hash, then),
+                self.refuse,
+            )
+        self._newcomer.ask(action.peers)
+
+    def _arrive(self, decision: Decision) -> None:
+        """Go on from the state that was fetched, where this decision vouches for it."""
+        assert self._newcomer is not None
+        found = self._newcomer.vouched(decision)
+        if found is None:
+            return
+        self._newcomer = None
+        self._between_steps.clear()
+        self._between_steps.append(Turn(lambda: self._begin_anew(*found)))
+
+    def _begin_anew(self, decision: Decision, vectors: list[Tensor]) -> None:
+        self.anchor.load(vectors)
+        self.samples, self.weight, self._gradients, self._own = 0, 0.0, None, Work()
+        self._is_holding = False
+        self.happen(st.Fetched(decision))
+
+    def refuse(self, sender: str) -> None:
+        self.refused[sender] = self.refused.get(sender, 0) + 1
+
+    # -- the machine --------------------------------------------------------------------------------------------------
+
+    def happen(self, event: st.Event) -> None:
+        with self._lock:
+            self.state, actions = advance(self.state, event)
+            for action in actions:
+                ACTIONS[type(action)](self, action)
+            self._changed.notify_all()
+
+    def _persist(self, action: st.Persist) -> None:
+        self.durable = action.durable
+
+    def _send(self, action: st.Send) -> None:
+        self.wire.send(self.name, action.to, action.message)
+
+    def _set_timer(self, action: st.SetTimer) -> None:
+        key = self._timers[action.name] = self._timers.get(action.name, 0) + 1
+
+        def over() -> None:
+            with self._lock:
+                if self._timers[action.name] == key:
+                    self.happen(st.Timer(action.name, action.round))
+
+        self.wire.after(action.seconds, over)
+
+    def _snapshot(self, action: st.Snapshot) -> None:
+        self._between_steps.append(Turn(lambda: self._take(action.round)))
+
+    def _take(self, round: int) -> None:
+        gradient = [g / self.weight for g in self._gradients] if self._gradients is not None else None
+        self.anchor.snapshot(round, gradient)
+        self._own = own = Work(self.samples, self.weight, self._gradients)
+        self._gradients = None
+
+        last, vectors = self.state.last, self.anchor.vectors()
+
+        def work() -> tuple[list[bytes], str]:
+            return self.anchor.encode(round), self._library.put(last, vectors)
+
+        def encoded(made: tuple[list[bytes], str]) -> None:
+            with self._lock:
+                names = tuple(self._parcels.keep(data) for data in made[0])
+                self.happen(st.Snapshotted(round, own.samples, own.weight, names, made[1]))
+
+        self.wire.work(work, encoded)
+
+    def _reduce(self, action: st.Reduce) -> None:
+        updates = [(one.weight, self._parcels[one.parts[action.part]]) for one in action.updates]
+
+        def work() -> bytes | None:
+            try:
+                return self.anchor.reduce(action.round, action.part, updates)
+            except MessageRefused:
+                return None
+
+        def done(data: bytes | None) -> None:
+            with self._lock:
+                if data is not None:
+                    self.happen(st.Summed(action.round, action.ballot, action.part, self._parcels.keep(data)))
+
+        self.wire.work(work, done)
+
+    def _apply(self, action: st.Apply) -> None:
+        decision, counted, own = action.decision, action.counted, self._own
+        is_own = counted is not None and counted == action.own
+        if is_own:
+            self.samples -= own.samples
+            self.weight -= own.weight
+        elif counted is not None:  # from before a crash: what is here now was made of the same samples
+            self.samples, self.weight, self._gradients = 0, 0.0, None
+        elif own.gradients is not None:
+            self._add(own.gradients)
+        self._own = Work()
+        results = [self._parcels[hash] for hash in decision.results]
+        self._parcels.keep_only({hash for one in (*self.state.kept, decision) for hash in one.results})
+        turn = Turn(lambda: self._go_on(action, is_own, None))
+        self._between_steps.append(turn)
+        if not results:
+            return
+        turn.is_ready = False
+
+        def decoded(mean: Tensor) -> None:
+            with self._lock:
+                turn.call, turn.is_ready = lambda: self._go_on(action, is_own, mean), True
+                self._changed.notify_all()
+
+        self.wire.work(lambda: self.anchor.decode(decision.round, results), decoded)
+
+    def _go_on(self, action: st.Apply, is_own: bool, mean: Tensor | None) -> None:
+        round = action.decision.round
+        if mean is not None and self.plan.updates == "gradients":
+            self.anchor.keep_left(round, is_own)
+            if self.step_with is not None:  # a server only adds up
+                self.step_with(self.anchor.views(round, mean))
+        elif mean is not None:
+            self.anchor.apply(round, mean, was_counted=is_own, drop=action.counted is not None)
+        self._is_holding = False
+
+    def _hold(self, action: st.Hold) -> None:
+        self._is_holding = True
+
+    def _out(self, action: st.Out) -> None:
+        self.is_out = True
+
+
+ACTIONS: dict[type, Callable[..., None]] = {
+    st.Persist: LiveConvoy._persist,
+    st.Send: LiveConvoy._send,
+    st.SetTimer: LiveConvoy._set_timer,
+    st.Snapshot: LiveConvoy._snapshot,
+    st.Reduce: LiveConvoy._reduce,
+    st.Apply: LiveConvoy._apply,
+    st.Hold: LiveConvoy._hold,
+    st.Fetch: LiveConvoy._get_state,
+    st.Out: LiveConvoy._out,
+}

@@ -1,0 +1,156 @@
+"""Streams between two islands, and what is fetched over them: no network in here."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from konvoi.errors import MessageRefused
+
+PIECE = 256 << 10  # bytes of a frame
+RANGE = 1 << 20  # bytes asked for at a time
+ASKED = 2 << 20  # bytes a lane that are asked for and not here yet: what 160 Mbit/s hold in 100 ms
+MOST_WAITING = 256  # messages
+DATA = struct.Struct("!16sQQ")  # hash, offset, and the whole's length
+GET = struct.Struct("!16sQQ")  # hash, start, stop
+
+
+@dataclass(eq=False)
+class Lane:
+    """A stream to a peer, whichever side has opened it. Messages overtake what was fetched."""
+
+    peer: str
+    asked: dict[tuple[bytes, int], int] = field(default_factory=dict)  # where a range is, and ends
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # for pieces in the queue
+    _out: asyncio.PriorityQueue[tuple[int, int, bytes]] = field(default_factory=asyncio.PriorityQueue)
+    _count: int = 0
+
+    @property
+    def num_asked(self) -> int:
+        return sum(stop - at for (_, at), stop in self.asked.items())
+
+    @property
+    def is_full(self) -> bool:
+        return self._out.qsize() > MOST_WAITING
+
+    def put(self, frame: bytes, urgency: int = 0) -> None:
+        self._count += 1
+        self._out.put_nowait((urgency, self._count, frame))
+
+    async def give(self, piece: bytes) -> None:
+        await self.room.acquire()
+        self.put(piece, 1)
+
+    def end(self) -> None:
+        self.put(b"", -1)
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """What is to be written, until the end."""
+        while True:
+            urgency, _, frame = await self._out.get()
+            if not frame:
+                return
+            if urgency == 1:
+                self.room.release()
+            yield frame
+
+
+@dataclass(eq=False)
+class Fetch:
+    """Something on its way, by its hash."""
+
+    peer: str
+    most: int  # bytes
+    then: Callable[[bytes | None], None]
+    data: bytearray | None = None  # as soon as its length is known
+    missing: list[tuple[int, int]] = field(default_factory=lambda: [(0, PIECE)])  # ranges to be asked for
+    num_here: int = 0
+
+
+class Fetching:
+    """What this island fetches, in ranges over all lanes to who holds it; and what it gives to others."""
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+        self.lanes: dict[str, list[Lane]] = {}  # open ones, by peer
+        self._fetches: dict[tuple[str, bytes], Fetch] = {}
+
+    def opened(self, lane: Lane) -> None:
+        self.lanes.setdefault(lane.peer, []).append(lane)
+        self._ask_on()
+
+    def lost(self, lane: Lane) -> None:
+        """What was asked for over it is asked for again."""
+        if lane in self.lanes.get(lane.peer, ()):
+            self.lanes[lane.peer].remove(lane)
+        lane.end()
+        for (hash, at), stop in lane.asked.items():
+            wanted = self._fetches.get((lane.peer, hash))
+            if wanted is not None:
+                wanted.missing.append((at, stop))
+        lane.asked.clear()
+        self._ask_on()
+
+    def begin(self, peer: str, hash: bytes, then: Callable[[bytes | None], None]) -> None:
+        if (peer, hash) not in self._fetches:
+            self._fetches[peer, hash] = Fetch(peer, self.largest, then)
+            self._ask_on()
+
+    def _ask_on(self) -> None:
+        """Ask for what is missing, as far as lanes have room; the one with most room first."""
+        for (peer, hash), one in list(self._fetches.items()):
+            while one.missing:
+                lanes = [lane for lane in self.lanes.get(peer, ()) if lane.num_asked < ASKED and not lane.is_full]
+                if not lanes:
+                    break
+                lane = min(lanes, key=lambda lane: lane.num_asked)
+                start, stop = one.missing.pop(0)
+                if stop - start > RANGE:
+                    one.missing.insert(0, (start + RANGE, stop))
+                    stop = start + RANGE
+                lane.asked[hash, start] = stop
+                lane.put(b"G" + GET.pack(hash, start, stop))
+
+    async def give(self, lane: Lane, request: bytes, find: Callable[[str], bytes | None]) -> None:
+        hash, start, stop = GET.unpack(request)
+        data = find(hash.hex())
+        if data is None:
+            lane.put(b"N" + hash)
+            return
+        for at in range(start, min(stop, len(data)) or 1, PIECE):
+            await lane.give(b"D" + DATA.pack(hash, at, len(data)) + data[at : min(at + PIECE, stop)])
+
+    def gone(self, lane: Lane, hash: bytes) -> None:
+        """The peer does not hold it, or no more."""
+        one = self._fetches.pop((lane.peer, hash), None)
+        for each in self.lanes.get(lane.peer, ()):
+            each.asked = {key: stop for key, stop in each.asked.items() if key[0] != hash}
+        if one is not None:
+            one.then(None)
+        self._ask_on()
+
+    def take(self, lane: Lane, frame: bytes) -> None:
+        """A piece is here. Raises: MessageRefused for one that nobody has asked for."""
+        hash, at, length = DATA.unpack(frame[: DATA.size])
+        piece = frame[DATA.size :]
+        one, stop = self._fetches.get((lane.peer, hash)), lane.asked.get((hash, at))
+        if one is None or stop is None or length > one.most or len(piece) != min(PIECE, stop - at, length - at):
+            raise MessageRefused("data that nobody has asked for", found=f"{len(piece)} bytes at {at} of {length}")
+        if one.data is None:
+            one.data = bytearray(length)
+            if length > PIECE:
+                one.missing.append((PIECE, length))
+        if len(one.data) != length:
+            raise MessageRefused("data that changes its length", found=length, expected=len(one.data))
+        one.data[at : at + len(piece)] = piece
+        one.num_here += len(piece)
+        del lane.asked[hash, at]
+        if at + len(piece) < min(stop, length):
+            lane.asked[hash, at + len(piece)] = stop
+        if one.num_here == length:
+            del self._fetches[lane.peer, hash]
+            one.then(bytes(one.data))
+        self._ask_on()

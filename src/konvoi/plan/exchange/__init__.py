@@ -1,0 +1,1 @@
+"""How a round's updates become one result, in tensors."""

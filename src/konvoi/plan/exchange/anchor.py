@@ -1,0 +1,188 @@
+"""What the islands have agreed on, on one of them; how far it has moved from that; and the sum of such moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from konvoi.errors import NonFiniteError
+from konvoi.plan.convoy import Convoy
+from konvoi.plan.exchange.layout import Layout
+
+
+@dataclass
+class Fragment:
+    """Some of the parameters, and beside them vectors in which they lie one behind the other."""
+
+    parameters: list[Tensor]
+    agreed: Tensor
+    parts: list[tuple[int, int]]
+    momentum: Tensor | None  # of the outer step
+    left: Tensor | None  # of this island's moves by the encoding, and not yet sent
+    taken: Tensor | None = None  # the weights, or the mean gradient, of the snapshot
+    tentative: Tensor | None = None  # `left`, should the update be counted
+    left_of_sums: dict[int, Tensor] = field(default_factory=dict)  # by part, of what this island added up
+    tentative_sums: dict[tuple[bytes, int], Tensor] = field(default_factory=dict)  # by a sum's bytes and part
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        sizes = [parameter.numel() for parameter in self.parameters]
+        pieces = vector.split(sizes)
+        return [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True)]
+
+    def present(self) -> Tensor:
+        """The parameters as they are, copied."""
+        vector = torch.empty_like(self.agreed)
+        torch._foreach_copy_(self.views(vector), self.parameters)
+        return vector
+
+
+class Anchor:
+    """Shared with the training step: `parameters` are read and written between two steps only."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], plan: Convoy, num_parts: int) -> None:
+        self.plan = plan
+        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        self.layout = Layout.of(shapes, fragments=plan.fragments, num_parts=num_parts)
+        self.is_lossy = plan.compression.num_bytes(4096) < 4 * 4096 and plan.feedback > 0
+        tensors = [p.detach() for p in parameters.values()]
+        self.fragments = []
+        for number, (start, stop) in enumerate(self.layout.fragments):
+            own = tensors[start:stop]
+            agreed = torch.cat([p.reshape(-1) for p in own])
+            self.fragments.append(
+                Fragment(
+                    own,
+                    agreed,
+                    self.layout.parts(number),
+                    momentum=torch.zeros_like(agreed) if plan.outer_momentum else None,
+                    left=torch.zeros_like(agreed) if self.is_lossy else None,
+                )
+            )
+
+    def of_round(self, round: int) -> Fragment:
+        """The fragment that agrees in a round."""
+        return self.fragments[(round - 1) % len(self.fragments)]
+
+    def vectors(self) -> list[Tensor]:
+        """All that was agreed: of each fragment the weights, and the outer step's momentum. Never written into."""
+        return [vector for one in self.fragments for vector in (one.agreed, one.momentum) if vector is not None]
+
+    @torch.no_grad()
+    def load(self, vectors: Sequence[Tensor]) -> None:
+        """Begin anew from what others have agreed; moves and what encodings have left out are dropped."""
+        rest = list(vectors)
+        for one in self.fragments:
+            one.agreed = rest.pop(0)
+            if one.momentum is not None:
+                one.momentum = rest.pop(0)
+            if one.left is not None:
+                one.left = torch.zeros_like(one.agreed)
+            one.taken = one.tentative = None
+            one.left_of_sums.clear()
+            one.tentative_sums.clear()
+            torch._foreach_copy_(one.parameters, one.views(one.agreed))
+
+    def views(self, round: int, vector: Tensor) -> list[Tensor]:
+        """A vector of the round's fragment, as tensors of the parameters' shapes."""
+        return self.of_round(round).views(vector)
+
+    # -- this island's update ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def snapshot(self, round: int, gradient: Sequence[Tensor] | None = None) -> None:
+        """Take the weights as they are between two steps, or the mean gradient of the steps behind."""
+        one = self.of_round(round)
+        one.taken = one.present() if gradient is None else torch.cat([g.reshape(-1) for g in gradient])
+
+    @torch.no_grad()
+    def encode(self, round: int) -> list[bytes]:
+        """The snapshot's update, part by part: agreed weights minus present ones, or the gradient; so both are to be
+        stepped against.
+
+        Raises: NonFiniteError.
+        """
+        one, codec = self.of_round(round), self.plan.compression
+        assert one.taken is not None
+        update = one.taken if self.plan.updates == "gradients" else one.agreed - one.taken
+        if one.left is not None:
+            update = update + one.left
+        if not math.isfinite(update.sum().item()) and not update.isfinite().all():
+            raise NonFiniteError("the update of this island is not finite", found=f"round {round}")
+        encoded = [codec.encode(update[start:stop]) for start, stop in one.parts]
+        if one.left is not None:
+            told = [codec.decode(data, update[a:b]) for data, (a, b) in zip(encoded, one.parts, strict=True)]
+            one.tentative = (update - torch.cat(told)).mul_(self.plan.feedback)
+        return encoded
+
+    # -- as the owner of a part -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reduce(self, round: int, part: int, updates: Sequence[tuple[float, bytes]]) -> bytes:
+        """The weighted mean of a part, added up in the order that is given, and encoded once.
+
+        Raises: MessageRefused for a part that cannot be read.
+        """
+        one, codec = self.of_round(round), self.plan.compression
+        start, stop = one.parts[part]
+        like = one.agreed[start:stop]
+        total = sum(weight for weight, _ in updates)
+        mean = torch.zeros_like(like)
+        for weight, data in updates:
+            mean.add_(codec.decode(data, like), alpha=weight / total)
+        if part in one.left_of_sums:
+            mean.add_(one.left_of_sums[part])
+        encoded = codec.encode(mean)
+        if self.is_lossy:
+            one.tentative_sums[encoded, part] = mean.sub_(codec.decode(encoded, like)).mul_(self.plan.feedback)
+        return encoded
+
+    # -- what was decided -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def decode(self, round: int, results: Sequence[bytes]) -> Tensor:
+        """The mean update. Raises: MessageRefused."""
+        one, codec = self.of_round(round), self.plan.compression
+        told = [codec.decode(data, one.agreed[a:b]) for data, (a, b) in zip(results, one.parts, strict=True)]
+        for part, data in enumerate(results):
+            if (data, part) in one.tentative_sums:
+                one.left_of_sums[part] = one.tentative_sums[data, part]
+            else:
+                one.left_of_sums.pop(part, None)  # another added it up; what was left here is gone
+        one.tentative_sums.clear()
+        return torch.cat(told)
+
+    def keep_left(self, round: int, was_counted: bool) -> None:
+        """What this island's encoding has left out counts when its update does."""
+        one = self.of_round(round)
+        if was_counted and one.left is not None:
+            assert one.tentative is not None
+            one.left = one.tentative
+        one.tentative = None
+
+    @torch.no_grad()
+    def apply(self, round: int, mean: Tensor, *, was_counted: bool, drop: bool = False) -> None:
+        """Take the outer step, and go on from there with what was learnt since the snapshot.
+
+        `was_counted`: this island's snapshot is in the mean. Where it is not, its move stays in the parameters, unless
+        it is to be dropped.
+        """
+        one, plan = self.of_round(round), self.plan
+        self.keep_left(round, was_counted)
+        step = mean
+        if one.momentum is not None:
+            one.momentum = one.momentum * plan.outer_momentum + mean
+            step = mean.add(one.momentum, alpha=plan.outer_momentum)
+        before, present = one.agreed, one.present()
+        one.agreed = before - plan.outer_lr * step
+        if was_counted:
+            assert one.taken is not None
+            base = one.taken
+        else:
+            base = present if drop else before
+        new = one.agreed if torch.equal(base, present) else one.agreed + (present - base)
+        torch._foreach_copy_(one.parameters, one.views(new))
+        one.taken = None

@@ -1,0 +1,49 @@
+"""Messages as bytes, and back. Whatever another island has sent is checked here, before anything acts on it: the one
+file that knows pydantic."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError, with_config
+
+from konvoi.errors import MessageRefused
+from konvoi.plan.sync import messages
+from konvoi.plan.sync.messages import Message
+
+LARGEST = 1 << 20  # bytes of a message, which names tensors and holds none
+DEEPEST = 8  # brackets inside brackets: a decision has five
+
+KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Message)}
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=200, strict=True)
+
+
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(with_config(STRICT)(kind))
+
+
+for _value in (messages.Update, messages.Decision, messages.Vote):
+    with_config(STRICT)(_value)
+ADAPTERS = {name: _adapter(kind) for name, kind in KINDS.items()}
+Name = Annotated[str, StringConstraints(max_length=200)]
+
+
+def encode(message: Message) -> bytes:
+    """A kind's name, a line's end, and JSON."""
+    name = type(message).__name__
+    return name.encode() + b"\n" + ADAPTERS[name].dump_json(message)
+
+
+def decode(data: bytes) -> Message:
+    """Raises: MessageRefused for anything that `encode` would not make of sound values."""
+    if len(data) > LARGEST:
+        raise MessageRefused("a message is too large", found=f"{len(data)} bytes", expected=f"at most {LARGEST}")
+    name, _, body = data.partition(b"\n")
+    adapter = ADAPTERS.get(name.decode("ascii", "replace"))
+    if adapter is None:
+        raise MessageRefused("a message of an unknown kind", found=repr(name[:40]))
+    try:
+        message: Message = adapter.validate_json(body)
+    except (ValidationError, RecursionError) as error:
+        raise MessageRefused("a message that makes no sense", found=str(error).splitlines()[0]) from None
+    return message

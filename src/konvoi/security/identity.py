@@ -1,0 +1,151 @@
+"""Who an island is: a key that is made where it lives and stays there, and a certificate that binds its name to it. The
+one file that knows `cryptography`."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from konvoi.errors import StateError
+
+VALID_DAYS = 365
+CLOCK_SKEW = datetime.timedelta(hours=1)  # clocks that disagree
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a member shows others, in PEM: its certificate, its key, and the authority's certificate that it trusts."""
+
+    name: str
+    certificate: bytes
+    key: bytes
+    authority: bytes
+
+    def save(self, folder: Path) -> None:
+        """Into three files that nobody else may read."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for file, data in (
+            ("certificate.pem", self.certificate),
+            ("key.pem", self.key),
+            ("authority.pem", self.authority),
+        ):
+            _write(folder / file, data)
+
+    @classmethod
+    def load(cls, folder: Path) -> Identity:
+        """Raises: StateError where there is none, or it cannot be read."""
+        try:
+            certificate, key, authority = (
+                (folder / file).read_bytes() for file in ("certificate.pem", "key.pem", "authority.pem")
+            )
+            return cls(name_of(certificate), certificate, key, authority)
+        except (OSError, ValueError) as error:
+            raise StateError("there is no identity here", found=f"{folder}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Authority:
+    """Who says who is a member of a run: a key and its own certificate."""
+
+    certificate: bytes
+    key: bytes
+
+    @classmethod
+    def make(cls, run: str) -> Authority:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"konvoi {run}"[:64])])
+        made = (
+            _begin(name, name, key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(made.public_bytes(serialization.Encoding.PEM), _pem(key))
+
+    def sign(self, request: bytes, name: str) -> bytes:
+        """A certificate for the key in a signing request, for this name whatever the request says.
+
+        Raises: StateError for a request that is damaged, or not signed by its own key.
+        """
+        try:
+            asked = x509.load_pem_x509_csr(request)
+            is_its_own = asked.is_signature_valid
+        except ValueError as error:
+            raise StateError("this is no signing request", found=str(error)) from None
+        if not is_its_own:
+            raise StateError("a signing request was not signed by its own key")
+        issuer = x509.load_pem_x509_certificate(self.certificate)
+        uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        made = (
+            _begin(_subject(name), issuer.subject, asked.public_key())
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+            .sign(_key(self.key), hashes.SHA256())
+        )
+        return made.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, name: str) -> Identity:
+        """Key and certificate at once, for islands of this very machine."""
+        key, request = ask(name)
+        return Identity(name, self.sign(request, name), key, self.certificate)
+
+
+def ask(name: str) -> tuple[bytes, bytes]:
+    """A new key, and the request to sign it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(_subject(name)).sign(key, hashes.SHA256())
+    return _pem(key), request.public_bytes(serialization.Encoding.PEM)
+
+
+def name_of(certificate: bytes) -> str:
+    """The member's name. Raises: ValueError."""
+    found = x509.load_pem_x509_certificate(certificate).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value)
+
+
+def fingerprint(certificate: bytes) -> str:
+    """What people compare by eye or by telephone."""
+    digest = x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256())
+    return ":".join(f"{byte:02x}" for byte in digest[:16])
+
+
+def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey | object) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)  # type: ignore[arg-type]
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+    )
+
+
+def _subject(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(pem, password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)

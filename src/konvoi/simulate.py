@@ -1,0 +1,122 @@
+"""A convoy whose islands take their steps in turn, in one process: for trying a plan, for tests, and for science."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from konvoi.convoy import LiveConvoy
+from konvoi.errors import DataError
+from konvoi.fleet.wire.memory import Hub
+from konvoi.fleet.worker import Place
+from konvoi.held_out import held_out
+from konvoi.island import LiveIsland
+from konvoi.job.data.loader import Leased
+from konvoi.job.job import Prepared
+from konvoi.learner import Learner
+from konvoi.plan.convoy import Convoy
+from konvoi.plan.exchange.anchor import Anchor
+from konvoi.plan.island import Island
+from konvoi.plan.split.parts import Parts
+from konvoi.plan.sync.messages import Decision
+from konvoi.task import Task
+from konvoi.values import Source
+
+
+@dataclass
+class Simulated:
+    """One island: its model, its optimizer, and its place in the convoy."""
+
+    name: str
+    island: LiveIsland
+    parts: Parts
+    learner: Learner
+    convoy: LiveConvoy
+    batches: Leased
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.learner.parameters.items()}
+
+
+class Simulation:
+    """`num_islands` single workers. Each takes its share of the job's global batch at every step."""
+
+    def __init__(self, prepared: Prepared, plan: Convoy, num_islands: int, *, island: Island | None = None) -> None:
+        source = prepared.splits.train
+        if not isinstance(source, Source):
+            raise DataError("islands lease positions of the data, and a stream has none", found=type(source).__name__)
+        self.prepared, self.plan, self.hub = prepared, plan, Hub()
+        job = prepared.job
+        self.batch = job.global_batch // num_islands
+        names = tuple(f"island-{number}" for number in range(num_islands))
+        rules = plan.rules(num_parts=num_islands, lease=self.batch * plan.steps_per_round)
+        first = Decision.first(names, plan.servers or names, rules.lease)
+        self.islands: list[Simulated] = []
+        self.convoys: list[LiveConvoy] = []  # of servers, too
+        for name in names:
+            live = LiveIsland(Place(0, 1), island or Island(), torch.device("cpu"), None)
+            parts = live.split(job.model, job.objective, seed=job.seed, freeze=job.freeze)
+            learner = Learner(job, parts, prepared.num_steps)
+            trained = {n: p for n, p in learner.parameters.items() if p.requires_grad}
+            anchor = Anchor(trained, plan, rules.num_parts)
+            convoy = LiveConvoy(name, plan, rules, first, anchor, self.hub)
+            batches = Leased(source, seed=job.seed, collate=job.collate)
+            one = Simulated(name, live, parts, learner, convoy, batches)
+            convoy.step_with = functools.partial(self._step_with, one)
+            self.islands.append(one)
+            self.convoys.append(convoy)
+        for name in plan.servers:
+            whole = {n: p.clone() for n, p in self.islands[0].parameters.items()}
+            self.convoys.append(LiveConvoy(name, plan, rules, first, Anchor(whole, plan, rules.num_parts), self.hub))
+
+    def run(self, num_steps: int | None = None) -> Iterator[int]:
+        """Yields each step's number when all islands have taken it and nothing more is under way."""
+        for step in range(1, (num_steps or self.prepared.num_steps) + 1):
+            for one in self.islands:
+                self._take_step(one, step)
+            while not self._settle():
+                self.hub.run(0.05)
+            yield step
+
+    def _settle(self) -> bool:
+        """Let come what is on its way; whether all can go on."""
+        self.hub.run()
+        return all(one.catch_up() for one in self.convoys)
+
+    def _take_step(self, one: Simulated, step: int) -> None:
+        job, island, parts = self.prepared.job, one.island, one.parts
+        for module in parts.modules:
+            module.train()
+        micro = one.batches.read(one.convoy.positions(self.batch))
+        one.learner.lr(step)
+        gradient = island.forward_backward(parts, [island.to_device(item) for item in micro])
+        one.losses.append(gradient.loss)
+        if self.plan.updates == "gradients":
+            torch._foreach_mul_(parts.gradients(), gradient.factor * gradient.weight)
+            one.convoy.after_step(self.batch, gradient.weight, parts.gradients())
+            return
+        island.clip(parts, gradient, job.clip_grad_norm)
+        if island.is_finite(gradient):
+            one.learner.step()
+        one.convoy.after_step(self.batch, gradient.weight)
+
+    def _step_with(self, one: Simulated, mean: list[Tensor]) -> None:
+        job = self.prepared.job
+        for target, value in zip(one.parts.gradients(), mean, strict=True):
+            target.copy_(value)
+        norm = one.parts.grad_norm().item()
+        if job.clip_grad_norm is not None and norm > job.clip_grad_norm:
+            torch._foreach_mul_(one.parts.gradients(), job.clip_grad_norm / (norm + 1e-6))
+        one.learner.step()
+
+    def evaluate(self, task: Task) -> Mapping[str, float]:
+        """Of the first island."""
+        one = self.islands[0]
+        with one.learner.averaged():
+            return held_out(one.island, one.parts, task)

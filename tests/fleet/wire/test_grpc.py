@@ -1,0 +1,188 @@
+"""Two islands and the network between them: real sockets, real certificates."""
+
+import hashlib
+import os
+import queue
+import threading
+import time
+
+import pytest
+
+from konvoi.errors import FleetError, MessageRefused
+from konvoi.fleet.wire.grpc import Peers
+from konvoi.security.identity import Authority
+
+
+def decode(data):
+    if data == b"nonsense":
+        raise MessageRefused("this makes no sense")
+    return data
+
+
+class End:
+    """One side, and what it has heard."""
+
+    def __init__(self, identity, **options):
+        self.heard, self.refused, self.held = queue.Queue(), queue.Queue(), {}
+        self.wire = Peers(
+            identity,
+            hello=options.pop("hello", b"run"),
+            encode=bytes,
+            decode=decode,
+            on_refused=lambda peer, why: self.refused.put((peer, why)),
+            **options,
+        )
+        self.wire.join(identity.name, lambda sender, message: self.heard.put((sender, message)), self.held.get)
+
+    def keep(self, data):
+        hash = hashlib.blake2b(data, digest_size=16).hexdigest()
+        self.held[hash] = data
+        return hash
+
+    def fetch(self, peer, hash, seconds=20):
+        found = queue.Queue()
+        self.wire.fetch(self.wire.name, peer, hash, found.put)
+        return found.get(timeout=seconds)
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return Authority.make("test")
+
+
+@pytest.fixture
+def ends(authority):
+    made = []
+
+    def make(name, **options):
+        end = End(options.pop("identity", None) or authority.issue(name), **options)
+        made.append(end)
+        return end
+
+    yield make
+    for end in made:
+        end.wire.close()
+
+
+def meet(one, *others):
+    for other in others:
+        one.wire.dial({other.wire.name: f"127.0.0.1:{other.wire.port}"})
+    until(lambda: all(one.wire.open_lanes().get(o.wire.name, 0) >= one.wire.num_lanes for o in others))
+    until(lambda: all(o.wire.open_lanes().get(one.wire.name, 0) >= one.wire.num_lanes for o in others))
+
+
+def until(is_so, seconds=15):
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come to it"
+        time.sleep(0.02)
+
+
+def test_messages_go_both_ways_over_a_lane_that_one_side_has_opened(ends):
+    a, b = ends("a"), ends("b")
+    meet(a, b)
+    a.wire.send("a", "b", b"hello b")
+    assert b.heard.get(timeout=10) == ("a", b"hello b")
+    b.wire.send("b", "a", b"hello a")
+    assert a.heard.get(timeout=10) == ("b", b"hello a")
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3])
+@pytest.mark.parametrize("size", [0, 1, 256 << 10, (256 << 10) + 1, 5_000_001])
+def test_what_is_fetched_is_what_is_held(ends, num_lanes, size):
+    a, b = ends("a", num_lanes=num_lanes), ends("b")
+    meet(a, b)
+    data = os.urandom(size)
+    assert a.fetch("b", b.keep(data)) == data
+    assert b.fetch("a", a.keep(data[::-1])) == data[::-1]
+    assert a.fetch("b", "00" * 16) is None
+
+
+def test_messages_overtake_what_is_fetched(ends):
+    a, b = ends("a"), ends("b")
+    meet(a, b)
+    hash, done = b.keep(os.urandom(64 << 20)), threading.Event()
+    a.wire.fetch("a", "b", hash, lambda data: done.set())
+    time.sleep(0.05)
+    b.wire.send("b", "a", b"now")
+    assert a.heard.get(timeout=10) == ("b", b"now")
+    assert not done.is_set()
+    assert done.wait(60)
+
+
+def test_a_fetch_goes_on_where_it_was_when_the_peer_is_back(ends, authority):
+    a, identity = ends("a"), authority.issue("b")
+    b = ends("b", identity=identity)
+    meet(a, b)
+    data, found = os.urandom(200 << 20), queue.Queue()
+    hash = b.keep(data)
+    a.wire.fetch("a", "b", hash, found.put)
+    until(lambda: a.wire.received_bytes > 20 << 20)
+    b.wire.close()
+    assert found.empty()
+    had = a.wire.received_bytes
+    again = ends("b", identity=identity, address=f"127.0.0.1:{b.wire.port}")
+    again.held[hash] = data
+    assert found.get(timeout=60) == data
+    assert a.wire.received_bytes - had < len(data)
+
+
+def test_who_has_no_certificate_of_this_run_is_not_heard(ends):
+    stranger = ends("b", identity=Authority.make("test").issue("b"))
+    a = ends("a")
+    stranger.wire.dial({"a": f"127.0.0.1:{a.wire.port}"})
+    a.wire.dial({"b": f"127.0.0.1:{stranger.wire.port}"})
+    time.sleep(1.0)
+    assert not a.wire.open_lanes()
+    assert not stranger.wire.open_lanes()
+
+
+def test_a_member_cannot_stand_for_another(ends):
+    """What answers at b's address has a certificate, and it is c's."""
+    a, c = ends("a"), ends("c")
+    a.wire.dial({"b": f"127.0.0.1:{c.wire.port}"})
+    time.sleep(1.0)
+    assert not a.wire.open_lanes()
+
+
+def test_another_recipe_is_refused_and_named(ends):
+    a, b = ends("a"), ends("b", hello=b"another")
+    a.wire.dial({"b": f"127.0.0.1:{b.wire.port}"})
+    assert b.refused.get(timeout=10)[0] == "a"
+    assert a.refused.get(timeout=10)[0] == "b"
+    assert not a.wire.open_lanes()
+
+
+def test_nonsense_is_refused_and_the_lane_stays(ends):
+    a, b = ends("a"), ends("b")
+    meet(a, b)
+    a.wire.send("a", "b", b"nonsense")
+    assert b.refused.get(timeout=10) == ("a", "this makes no sense")
+    a.wire.send("a", "b", b"sense")
+    assert b.heard.get(timeout=10) == ("a", b"sense")
+
+
+def test_who_is_banned_is_cut_off(ends):
+    a, b = ends("a"), ends("b")
+    meet(a, b)
+    b.wire.ban("a")
+    until(lambda: not b.wire.open_lanes())
+    a.wire.send("a", "b", b"still here")
+    time.sleep(1.0)
+    assert b.heard.empty()
+    assert not b.wire.open_lanes()
+
+
+def test_timers_and_work_come_in_order(ends):
+    a, found = ends("a"), queue.Queue()
+    for number in range(5):
+        a.wire.work(lambda number=number: number, found.put)
+    assert [found.get(timeout=10) for _ in range(5)] == [0, 1, 2, 3, 4]
+    a.wire.after(0.2, lambda: found.put("late"))
+    a.wire.after(0.0, lambda: found.put("soon"))
+    assert [found.get(timeout=10), found.get(timeout=10)] == ["soon", "late"]
+
+
+def test_an_address_that_cannot_be_is_an_error(ends):
+    with pytest.raises(FleetError, match="cannot listen"):
+        ends("a", address="no.such.host.invalid:0")

@@ -1,0 +1,178 @@
+"""Convoys compute what their papers say, and at every step what one process computes: on the real machine, with real
+models, in one process."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from konvoi.fleet.worker import Place
+from konvoi.island import LiveIsland
+from konvoi.job import optimizers
+from konvoi.job.data.loader import Leased
+from konvoi.job.job import prepare
+from konvoi.learner import Learner
+from konvoi.plan import compress
+from konvoi.plan.convoy import Convoy, diloco, local_sgd, parameter_server, streaming_diloco
+from konvoi.plan.island import Island
+from konvoi.proof import trace
+from konvoi.proof.cases import case
+from konvoi.simulate import Simulation
+
+EXACT = Island(precision="fp64")
+
+
+def run(job, plan, num_islands=3, steps=None):
+    simulation = Simulation(prepare(job), plan, num_islands, island=EXACT)
+    for _ in simulation.run(steps):
+        pass
+    return simulation
+
+
+def whole(one):
+    return {name: p.double().numpy() for name, p in one.parameters.items()}
+
+
+def assert_close(found, expected, tolerance=1e-9):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        size = max(np.abs(expected[name]).max(), 1e-12)
+        assert np.abs(found[name] - expected[name]).max() / size < tolerance, name
+
+
+# -- every step: what one process computes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [Convoy(every=1, updates="gradients"), parameter_server(), parameter_server(servers=("s", "t"))],
+    ids=["all with all", "server", "two servers"],
+)
+@pytest.mark.parametrize("name", ["gpt ragged", "cnn"])
+def test_gradients_at_every_step_are_data_parallelism(plan, name):
+    found = case(name)
+    expected = trace(Place(0, 1), (found, EXACT))
+    for one in run(found.job, plan).islands:
+        assert_close(whole(one), expected.weights)
+
+
+def test_moves_at_every_step_are_data_parallelism_where_the_optimizer_is_linear():
+    found = case("gpt ragged", optimizer=optimizers.sgd(lr=0.3), clip_grad_norm=None)
+    expected = trace(Place(0, 1), (found, EXACT))
+    for one in run(found.job, local_sgd(every=1)).islands:
+        assert_close(whole(one), expected.weights)
+
+
+def test_gradients_of_several_steps_are_one_larger_batch():
+    plan = Convoy(every=2, updates="gradients")
+    small = case("gpt ragged", steps=8)
+    large = replace(small, job=replace(small.job, global_batch=24, steps=4))
+    expected = trace(Place(0, 1), (large, EXACT))
+    for one in run(small.job, plan).islands:
+        assert_close(whole(one), expected.weights)
+
+
+# -- presets, and their papers' algorithms written straight ------------------------------------------------------------
+
+
+class Twin:
+    """An island as the papers see it: a model, its inner optimizer, and the next of its samples."""
+
+    def __init__(self, job, batch):
+        prepared = prepare(job)
+        self.job, self.batch = prepared.job, batch
+        self.island = LiveIsland(Place(0, 1), EXACT, torch.device("cpu"), None)
+        self.parts = self.island.split(self.job.model, self.job.objective, seed=job.seed)
+        self.learner = Learner(self.job, self.parts, prepared.num_steps)
+        self.batches = Leased(prepared.splits.train, seed=job.seed)
+        self.weight = 0.0
+
+    def step(self, number, start):
+        gradient = self.island.forward_backward(
+            self.parts, [self.island.to_device(m) for m in self.batches.read([(start, start + self.batch)])]
+        )
+        self.learner.lr(number)
+        self.island.clip(self.parts, gradient, self.job.clip_grad_norm)
+        self.learner.step()
+        self.weight += gradient.weight
+
+    @property
+    def weights(self):
+        return [p.detach() for p in self.learner.parameters.values()]
+
+
+@torch.no_grad()
+def diloco_twin(job, num_islands, every, lr, momentum, steps):
+    """arXiv 2311.08105, algorithm 1; the mean weighted by tokens. Outer optimizer: torch's own Nesterov."""
+    batch = job.global_batch // num_islands
+    twins = [Twin(job, batch) for _ in range(num_islands)]
+    shared = [torch.nn.Parameter(w.clone()) for w in twins[0].weights]
+    outer = torch.optim.SGD(shared, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    for begin in range(0, steps, every):
+        for number, twin in enumerate(twins):
+            twin.weight = 0.0
+            for h in range(every):
+                start = begin * job.global_batch + number * every * batch + h * batch
+                with torch.enable_grad():
+                    twin.step(begin + h + 1, start)
+        total = sum(twin.weight for twin in twins)
+        for n, theta in enumerate(shared):
+            theta.grad = sum((theta - twin.weights[n]) * (twin.weight / total) for twin in twins)
+        outer.step()
+        for twin in twins:
+            for mine, theta in zip(twin.weights, shared, strict=True):
+                mine.copy_(theta)
+    names = twins[0].learner.parameters
+    return {name: theta.detach().numpy() for name, theta in zip(names, shared, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("plan", "lr", "momentum"),
+    [(local_sgd(every=4), 1.0, 0.0), (diloco(every=4), 0.7, 0.9), (diloco(every=4, servers=("s",)), 0.7, 0.9)],
+    ids=["local_sgd", "diloco", "diloco by a server"],
+)
+def test_a_preset_is_its_papers_algorithm(plan, lr, momentum):
+    job = case("gpt ragged", steps=12).job
+    expected = diloco_twin(job, 3, 4, lr, momentum, 12)
+    for one in run(job, plan).islands:
+        assert_close(whole(one), expected)
+
+
+def test_fragments_agree_in_turn():
+    job = case("gpt ragged", steps=12).job
+    simulation = run(job, streaming_diloco(every=4, fragments=2, outer_lr=0.9, outer_momentum=0.5))
+    first = simulation.islands[0].convoy.anchor
+    assert simulation.islands[0].convoy.state.last.round == 6
+    for one in simulation.islands[1:]:
+        for mine, other in zip(one.convoy.anchor.fragments, first.fragments, strict=True):
+            assert torch.equal(mine.agreed, other.agreed)
+
+
+# -- agreement ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [compress.none(), compress.int8(), compress.low_bit(2), compress.top_k(0.1)], ids=str)
+@pytest.mark.parametrize("outer", [(1.0, 0.0), (0.7, 0.9)], ids=str)
+def test_all_islands_are_equal_bit_by_bit_after_each_decision(codec, outer):
+    plan = Convoy(every=2, compression=codec, outer_lr=outer[0], outer_momentum=outer[1])
+    job = case("gpt ragged", steps=12).job
+    simulation = Simulation(prepare(job), plan, 3, island=Island())
+    for step in simulation.run():
+        if step % 2 == 0:
+            first, *others = [whole(one) for one in simulation.islands]
+            for other in others:
+                assert all(np.array_equal(other[name], first[name]) for name in first)
+    assert simulation.islands[0].convoy.state.last.round == 6
+
+
+def test_what_compression_leaves_out_is_sent_later():
+    """With feedback, the sum of what was sent keeps up with the sum of the moves; without, it falls behind."""
+    job = case("mlp", steps=12, optimizer=optimizers.sgd(lr=0.05)).job
+    exact = whole(run(job, Convoy(every=1)).islands[0])
+
+    def distance(**changes):
+        found = whole(run(job, Convoy(every=1, compression=compress.top_k(0.05), **changes)).islands[0])
+        return sum(np.square(found[name] - exact[name]).sum() for name in exact)
+
+    assert distance(feedback=1.0) < 0.5 * distance(feedback=0.0)
