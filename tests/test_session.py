@@ -376,7 +376,7 @@ def test_a_disk_without_room_for_the_report_does_not_hide_what_went_wrong(agent,
     def trap(rank, now, model):
         raise LookupError("mine")
 
-    monkeypatch.setattr("konvoi.verbs.train.write_report", refuse)
+    monkeypatch.setattr("konvoi.verbs.running.write_report", refuse)
     with pytest.raises(WorkerError, match="LookupError: mine"):
         small.train(agent, tmp_path, small.job(objective=Classification(trap)))
 

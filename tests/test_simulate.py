@@ -7,18 +7,25 @@ import numpy as np
 import pytest
 import torch
 
+from konvoi.convoy import LiveConvoy
+from konvoi.fleet.wire.memory import Hub
 from konvoi.fleet.worker import Place
 from konvoi.island import LiveIsland
 from konvoi.job import optimizers
 from konvoi.job.data.loader import Leased
 from konvoi.job.job import prepare
+from konvoi.joining import Library, Newcomer
 from konvoi.learner import Learner
+from konvoi.parcels import Parcels
 from konvoi.plan import compress
 from konvoi.plan.convoy import Convoy, diloco, local_sgd, parameter_server, streaming_diloco
+from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.island import Island
+from konvoi.plan.sync.messages import Decision
 from konvoi.proof import trace
 from konvoi.proof.cases import case
 from konvoi.simulate import Simulation
+from konvoi.state.journal import Journal
 
 EXACT = Island(precision="fp64")
 
@@ -176,3 +183,89 @@ def test_what_compression_leaves_out_is_sent_later():
         return sum(np.square(found[name] - exact[name]).sum() for name in exact)
 
     assert distance(feedback=1.0) < 0.5 * distance(feedback=0.0)
+
+
+# -- an island that dies, and comes back -------------------------------------------------------------------------------
+
+
+def comes_back(simulation, dead, folder):
+    """Another process in the dead one's place, with its journal and an empty model."""
+    for parameter in dead.parameters.values():
+        parameter.zero_()
+    old, plan = dead.convoy, simulation.plan
+    anchor = Anchor(dead.parameters, plan, old.state.rules.num_parts)
+    first = Decision.first(("island-0", "island-1"), ("island-0", "island-1"), old.state.rules.lease)
+    return LiveConvoy(old.name, plan, old.state.rules, first, anchor, simulation.hub, Journal(folder / old.name))
+
+
+def test_an_island_that_comes_back_fetches_what_was_agreed_and_goes_on(tmp_path, monkeypatch):
+    made = LiveConvoy.__init__
+    monkeypatch.setattr(
+        LiveConvoy, "__init__", lambda self, name, *given: made(self, name, *given[:5], Journal(tmp_path / name))
+    )
+    plan = diloco(every=5, deadline_s=3.0, compression=compress.int8())
+    simulation = Simulation(prepare(case("gpt ragged", steps=60).job), plan, 2)
+    alive, dead = simulation.islands
+    for _ in simulation.run(12):
+        pass
+    assert [one.convoy.state.last.round for one in simulation.islands] == [2, 2]
+    simulation.hub.leave(dead.name)
+    dead.convoy.happen = lambda event: None
+    for step in (13, 14, 15):
+        simulation._take_step(alive, step)
+    simulation.hub.run(1.0)
+    assert not alive.convoy.catch_up()  # two of two have to agree
+    dead.convoy = back = comes_back(simulation, dead, tmp_path)
+    assert not back.catch_up()  # it has nothing to go on from
+    for _ in range(40):
+        simulation.hub.run(0.25)
+        if back.catch_up() and alive.convoy.catch_up():
+            break
+    assert back.state.last.id == alive.convoy.state.last.id
+    assert all(torch.equal(a, b) for a, b in zip(back.anchor.vectors(), alive.convoy.anchor.vectors(), strict=True))
+    simulation.convoys[1] = back
+    for step in range(16, 26):
+        for one in simulation.islands:
+            simulation._take_step(one, step)
+        while not simulation._settle():
+            simulation.hub.run(0.05)
+    assert {update.member for update in alive.convoy.state.last.updates} == {"island-0", "island-1"}
+    first, second = (whole(one) for one in simulation.islands)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_piece_of_the_state_that_is_damaged_is_fetched_from_somebody_else(tmp_path):
+    parameters = {"w": torch.randn(700_000, generator=torch.Generator().manual_seed(0))}
+    anchor, empty = Anchor(parameters, Convoy(), 1), Anchor({"w": torch.zeros(700_000)}, Convoy(), 1)
+    at = Decision.first(("a", "b", "c"), ("a", "b", "c"), 1)
+    library, hub, refused = Library(), Hub(), []
+    root = library.put(at, anchor.vectors())
+    state = library.lend()
+    liar = lambda name: bytes(len(library.find(name)))  # noqa: E731
+    hub.join("a", lambda *given: None, liar)
+    hub.join("b", lambda *given: None, library.find)
+    hub.join("c", lambda *given: None, lambda name: None)
+    newcomer = Newcomer("c", empty, Parcels("c", hub), hub, refused.append, at)
+    newcomer.on_state("a", state)
+    newcomer.on_state("b", state)
+    hub.run()
+    assert set(refused) == {"a"}
+    assert not newcomer.is_ready()  # nothing vouches for it yet
+    newcomer.decided(replace(at, round=1, previous=at.id, anchor=root))
+    assert newcomer.is_ready()
+    newcomer.arrive()
+    assert torch.equal(empty.vectors()[0], anchor.vectors()[0])
+
+
+def test_a_state_that_others_have_not_is_not_taken():
+    anchor = Anchor({"w": torch.ones(1000)}, Convoy(), 1)
+    at = Decision.first(("a", "b"), ("a", "b"), 1)
+    library, hub = Library(), Hub()
+    library.put(at, anchor.vectors())
+    hub.join("a", lambda *given: None, library.find)
+    hub.join("b", lambda *given: None, lambda name: None)
+    newcomer = Newcomer("b", Anchor({"w": torch.zeros(1000)}, Convoy(), 1), Parcels("b", hub), hub, print, at)
+    newcomer.on_state("a", library.lend())
+    hub.run()
+    newcomer.decided(replace(at, round=1, previous=at.id, anchor="another"))
+    assert not newcomer.is_ready()

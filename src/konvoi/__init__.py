@@ -3,7 +3,15 @@
 from konvoi import errors, fleet
 from konvoi.job import adapt, data, models, objectives, optimizers, schedules
 from konvoi.job.job import Hooks, Job
-from konvoi.plan import Island
+from konvoi.plan import (
+    Convoy,
+    Island,
+    compress,
+    diloco,
+    local_sgd,
+    parameter_server,
+    streaming_diloco,
+)
 from konvoi.verbs.doctor import doctor
 from konvoi.verbs.evaluate import evaluate
 from konvoi.verbs.export import save_pretrained
@@ -16,23 +24,29 @@ from konvoi.verbs.train import train
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Convoy",
     "Hooks",
     "Island",
     "Job",
     "Run",
     "adapt",
+    "compress",
     "data",
+    "diloco",
     "doctor",
     "errors",
     "evaluate",
     "fleet",
     "generate",
     "join",
+    "local_sgd",
     "models",
     "objectives",
     "optimizers",
+    "parameter_server",
     "report",
     "save_pretrained",
     "schedules",
+    "streaming_diloco",
     "train",
 ]

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from konvoi.errors import MessageRefused
@@ -22,8 +21,11 @@ from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.sync import leases
 from konvoi.plan.sync import state as st
+from konvoi.plan.sync.frames import decode_durable, encode_durable
 from konvoi.plan.sync.messages import Decided, Decision, Message, Piece, Range, Result, State, StateAsk
 from konvoi.plan.sync.round import advance
+from konvoi.state.journal import Journal
+from konvoi.tally import Tally
 from konvoi.values import Wire
 
 
@@ -35,37 +37,50 @@ class Turn:
     is_ready: bool = True
 
 
-@dataclass(frozen=True)
-class Work:
-    """What an update is made of, beside how far the weights have moved."""
-
-    samples: int = 0
-    weight: float = 0.0
-    gradients: list[Tensor] | None = None
-
-
 class LiveConvoy:
     """One island's place in a convoy. Its agreements are those of `anchor`."""
 
-    def __init__(self, name: str, plan: Convoy, rules: st.Rules, first: Decision, anchor: Anchor, wire: Wire) -> None:
-        self.name, self.plan, self.anchor, self.wire = name, plan, anchor, wire
+    def __init__(
+        self,
+        name: str,
+        plan: Convoy,
+        rules: st.Rules,
+        first: Decision,
+        anchor: Anchor,
+        wire: Wire,
+        journal: Journal | None = None,
+    ) -> None:
+        """`first` is what the convoy begins with; where a journal has an entry, it goes on from there, and the agreed
+        state is fetched from others."""
+        self.name, self.plan, self.anchor, self.wire, self.journal = name, plan, anchor, wire, journal
         self.state = st.State(name, rules, first)
-        self.durable = self.state.durable()
-        self.step, self.samples, self.weight = 0, 0, 0.0  # the last two: since the last update that was counted
+        self.step, self.tally = 0, Tally()
         self.step_with: Callable[[list[Tensor]], None] | None = None  # takes the mean gradient, where those are sent
         self.refused: dict[str, int] = {}  # messages that were of no use, by sender
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._between_steps: deque[Turn] = deque()
-        self._is_holding = self.is_out = False
-        self._gradients: list[Tensor] | None = None  # their sum, of the steps behind the snapshot
-        self._own = Work()  # the snapshot's
+        self.is_out = False
         self._parcels = Parcels(name, wire)
         self._timers: dict[str, int] = {}
         self._library = Library()
         self._newcomer: Newcomer | None = None
+        is_back = self._recall()
+        self._is_holding = is_back
         wire.join(name, self.receive, self.find)
-        self.happen(st.Started(stands=True))
+        self.happen(st.Started(stands=not is_back))
+
+    def _recall(self) -> bool:
+        """What was written down before a crash; whether there was anything."""
+        entry = self.journal.read() if self.journal is not None else None
+        if entry is None or self.journal is None:
+            return False
+        durable = decode_durable(entry)
+        held = {self._parcels.keep(data) for data in self.journal.named().values()}
+        self.state.last, self.state.promised, self.state.vote = durable.last, durable.promised, durable.vote
+        self.state.held = frozenset(held)
+        self.state.kept = (durable.last,) if held.issuperset(durable.last.results) else ()
+        return True
 
     # -- from the training loop ---------------------------------------------------------------------------------------
 
@@ -73,24 +88,15 @@ class LiveConvoy:
         """What to read next; fewer than asked for where the lease ends."""
         with self._lock:
             lease = self.state.last.lease_of(self.name)
-            return leases.take(leases.without_first(lease, self.samples), number)
+            return leases.take(leases.without_first(lease, self.tally.samples), number)
 
     def after_step(self, samples: int, weight: float, gradients: Sequence[Tensor] = ()) -> None:
         """A step was taken; with gradients, their sums, none was."""
         with self._lock:
             self.step += 1
-            self.samples += samples
-            self.weight += weight
-            if gradients:
-                self._add(gradients)
+            self.tally.add(samples, weight, gradients)
             self.happen(st.Stepped(self.step))
         self.catch_up()
-
-    def _add(self, gradients: Sequence[Tensor]) -> None:
-        if self._gradients is None:
-            self._gradients = [g.clone() for g in gradients]
-        else:
-            torch._foreach_add_(self._gradients, list(gradients))
 
     def catch_up(self) -> bool:
         """Do what had to wait until no step was under way. Returns whether the next one may be taken."""
@@ -118,8 +124,8 @@ class LiveConvoy:
                 if self._newcomer is not None:
                     self._newcomer.on_state(sender, message)
             else:
-                if isinstance(message, Decided) and self._newcomer is not None:
-                    self._arrive(message.decision)
+                if isinstance(message, Decided) and self._newcomer is not None and message.round > self.state.round:
+                    self._newcomer.decided(message.decision)  # too far ahead for the machine, which goes step by step
                 self.happen(st.Received(sender, message))
 
     def find(self, hash: str) -> bytes | None:
@@ -146,28 +152,20 @@ class LiveConvoy:
             self.wire.send(self.name, sender, state)
 
     def _get_state(self, action: st.Fetch) -> None:
+        last = self.state.last
         if self._newcomer is None:
-            self._newcomer = Newcomer(
-                self.anchor.vectors(),
-                lambda peer, message: self.wire.send(self.name, peer, message),
-                lambda peer, hash, then: self.wire.fetch(self.name, peer, hash, then),
-                self.refuse,
-            )
-        self._newcomer.ask(action.peers)
+            self._newcomer = Newcomer(self.name, self.anchor, self._parcels, self.wire, self.refuse, last)
+        self._newcomer.ask(action.peers, last.round)
+        if self._newcomer.is_ready() and not self._between_steps:
+            self._between_steps.append(Turn(self._arrive))
+            self._changed.notify_all()
 
-    def _arrive(self, decision: Decision) -> None:
-        """Go on from the state that was fetched, where this decision vouches for it."""
-        assert self._newcomer is not None
-        found = self._newcomer.vouched(decision)
-        if found is None:
-            return
+    def _arrive(self) -> None:
+        if self._newcomer is None or not self._newcomer.is_ready():
+            return  # another decision has come in between
+        decision = self._newcomer.arrive()
         self._newcomer = None
-        self._between_steps.clear()
-        self._between_steps.append(Turn(lambda: self._begin_anew(*found)))
-
-    def _begin_anew(self, decision: Decision, vectors: list[Tensor]) -> None:
-        self.anchor.load(vectors)
-        self.samples, self.weight, self._gradients, self._own = 0, 0.0, None, Work()
+        self.tally.drop()
         self._is_holding = False
         self.happen(st.Fetched(decision))
 
@@ -179,12 +177,21 @@ class LiveConvoy:
     def happen(self, event: st.Event) -> None:
         with self._lock:
             self.state, actions = advance(self.state, event)
+            if self._newcomer is not None:
+                self._newcomer.decided(self.state.last)
             for action in actions:
                 ACTIONS[type(action)](self, action)
             self._changed.notify_all()
 
     def _persist(self, action: st.Persist) -> None:
-        self.durable = action.durable
+        if self.journal is None:
+            return
+        durable = action.durable
+        names = {*durable.last.results, *(durable.vote.decision.results if durable.vote is not None else ())}
+        self.journal.write(
+            encode_durable(durable), {name: self._parcels[name] for name in names if name in self._parcels}
+        )
+        self.journal.keep_only(names)
 
     def _send(self, action: st.Send) -> None:
         self.wire.send(self.name, action.to, action.message)
@@ -203,11 +210,8 @@ class LiveConvoy:
         self._between_steps.append(Turn(lambda: self._take(action.round)))
 
     def _take(self, round: int) -> None:
-        gradient = [g / self.weight for g in self._gradients] if self._gradients is not None else None
-        self.anchor.snapshot(round, gradient)
-        self._own = own = Work(self.samples, self.weight, self._gradients)
-        self._gradients = None
-
+        own = self.tally.take()
+        self.anchor.snapshot(round, [g / own.weight for g in own.gradients] if own.gradients is not None else None)
         last, vectors = self.state.last, self.anchor.vectors()
 
         def work() -> tuple[list[bytes], str]:
@@ -237,16 +241,14 @@ class LiveConvoy:
         self.wire.work(work, done)
 
     def _apply(self, action: st.Apply) -> None:
-        decision, counted, own = action.decision, action.counted, self._own
+        decision, counted = action.decision, action.counted
         is_own = counted is not None and counted == action.own
         if is_own:
-            self.samples -= own.samples
-            self.weight -= own.weight
+            self.tally.counted()
         elif counted is not None:  # from before a crash: what is here now was made of the same samples
-            self.samples, self.weight, self._gradients = 0, 0.0, None
-        elif own.gradients is not None:
-            self._add(own.gradients)
-        self._own = Work()
+            self.tally.drop()
+        else:
+            self.tally.not_counted()
         results = [self._parcels[hash] for hash in decision.results]
         self._parcels.keep_only({hash for one in (*self.state.kept, decision) for hash in one.results})
         turn = Turn(lambda: self._go_on(action, is_own, None))

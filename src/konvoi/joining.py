@@ -5,37 +5,41 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
+from konvoi.parcels import Parcels
+from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.exchange.chunks import Chunks, assemble, hashed, root
-from konvoi.plan.sync.messages import Decision, State, StateAsk
+from konvoi.plan.sync.messages import Ask, Decision, State, StateAsk
+from konvoi.values import Wire
 
 NUM_SOURCES = 4
 NUM_ASKED = 4  # pieces at a time, from each
+KEPT = 8  # decisions
 
 
 class Newcomer:
     """One attempt after the other to have the newest state."""
 
     def __init__(
-        self,
-        like: Sequence[Tensor],
-        send: Callable[[str, StateAsk], None],
-        fetch: Callable[[str, str, Callable[[bytes | None], None]], None],
-        refuse: Callable[[str], None],
+        self, name: str, anchor: Anchor, parcels: Parcels, wire: Wire, refuse: Callable[[str], None], last: Decision
     ) -> None:
-        self._like, self._send, self._fetch, self._refuse = like, send, fetch, refuse
+        self._name, self._anchor, self._parcels, self._wire, self._refuse = name, anchor, parcels, wire, refuse
+        self._decisions = {last.round: last}
         self._wanted: State | None = None
         self._sources: list[str] = []
         self._missing: deque[str] = deque()
         self._asked: dict[str, str] = {}  # from whom
         self._data: dict[str, bytes] = {}
 
-    def ask(self, peers: Sequence[str]) -> None:
-        """Of those who may have it. Asked again and again, until there is an answer."""
+    def ask(self, peers: Sequence[str], round: int) -> None:
+        """Those who may have it, and the sums of what was decided since; again and again. `round`: of this island."""
+        wants = self._lacking() if self._way() else ()
         for peer in peers[:NUM_SOURCES]:
-            self._send(peer, StateAsk(self._wanted.decision.round if self._wanted else -1))
+            known = self._wanted.decision.round if self._wanted else -1
+            self._wire.send(self._name, peer, Ask(round, wants) if wants else StateAsk(known))
 
     def on_state(self, sender: str, state: State) -> None:
         """Somebody has this one. A newer one takes the place of one that nobody gives any more."""
@@ -55,7 +59,7 @@ class Newcomer:
             while self._missing and sum(who == source for who in self._asked.values()) < NUM_ASKED:
                 name = self._missing.popleft()
                 self._asked[name] = source
-                self._fetch(source, name, lambda data, name=name, source=source: self._got(source, name, data))  # type: ignore[misc]
+                self._wire.fetch(self._name, source, name, partial(self._got, source, name))
 
     def _got(self, source: str, name: str, data: bytes | None) -> None:
         if self._asked.get(name) != source:
@@ -78,19 +82,53 @@ class Newcomer:
         self._asked = {name: who for name, who in self._asked.items() if who != source}
         self._go_on()
 
-    def vouched(self, decision: Decision) -> tuple[Decision, list[Tensor]] | None:
-        """The state, if it is here and this decision has been built on it.
+    # -- from that state to the newest decision ---------------------------------------------------------------------
 
-        Raises: MessageRefused where it is, and cannot be read.
-        """
+    def decided(self, decision: Decision) -> None:
+        self._decisions[decision.round] = decision
+        for old in sorted(self._decisions)[:-KEPT]:
+            del self._decisions[old]
+
+    def _way(self) -> list[Decision]:
+        """The decisions from the state that is here to the newest, the first of which vouches for it; none where that
+        is not so, or not yet."""
         wanted = self._wanted
-        if wanted is None or self._missing or self._asked or decision.previous != wanted.decision.id:
-            return None
-        if decision.anchor != root(wanted.chunks):
-            if decision.anchor:  # it was not what the others have
-                self._wanted, self._sources = None, []
-            return None
-        return wanted.decision, assemble(wanted.chunks, self._data, self._like)
+        if wanted is None or self._missing or self._asked:
+            return []
+        newest, before = max(self._decisions), wanted.decision
+        way = list[Decision]()
+        for round in range(wanted.decision.round + 1, newest + 1):
+            one = self._decisions.get(round)
+            if one is None or one.previous != before.id:
+                break
+            way.append(one)
+            before = one
+        is_whole = bool(way) and before.round == newest
+        if is_whole and way[0].anchor == root(wanted.chunks):
+            return way
+        if is_whole or newest - wanted.decision.round >= KEPT:  # it is not what the others have, or too old
+            self._wanted, self._sources = None, []
+        return []
+
+    def _lacking(self) -> tuple[str, ...]:
+        return tuple(hash for one in self._way() for hash in one.results if hash not in self._parcels)
+
+    def is_ready(self) -> bool:
+        return bool(self._way()) and not self._lacking()
+
+    def arrive(self) -> Decision:
+        """Take the state, and all that was decided since; returns the last of it.
+
+        Raises: MessageRefused where what was fetched cannot be read.
+        """
+        assert self._wanted is not None
+        way = self._way()
+        self._anchor.load(assemble(self._wanted.chunks, self._data, self._anchor.vectors()))
+        for one in way:
+            if one.results:
+                mean = self._anchor.decode(one.round, [self._parcels[hash] for hash in one.results])
+                self._anchor.apply(one.round, mean, was_counted=False, drop=True)
+        return way[-1]
 
 
 class Library:

@@ -43,4 +43,4 @@ def work(place: Place, task: Task) -> Outcome:
             session.after_step(done)
             if gradient.should_stop or session.has_converged:
                 return session.end("stopped" if gradient.should_stop else "early stopping", step)
-        return session.end("finished", task.prepared.num_steps)
+        return session.end(*session.reached())

@@ -21,6 +21,7 @@ from konvoi.learner import Buffers, Learner, check_same_model
 from konvoi.observe.events import CheckpointSaved, Evaluated, Ready, Sampled, StepDone, Warned
 from konvoi.plan.precision import LossScale
 from konvoi.plan.split.materialize import key
+from konvoi.profiling import traced
 from konvoi.resuming import changes, order, packed, unpacked
 from konvoi.state import checkpoint
 from konvoi.state.record import whole_checkpoints
@@ -62,6 +63,7 @@ class Session:
         self.stream_state: Any = None
         self.stream: stream_loader.StreamBatches | None = None
         self.start = self._restore() if task.resume or island.place.attempt else 0
+        self.step = self.start
         self.was_over = self._is_over()
         self.buffers = Buffers(
             self.parts,
@@ -69,6 +71,11 @@ class Session:
             is_shared=task.plan.num_parts > 1,
             can_undo=self.job.on_nonfinite == "skip" or island.scale_is_dynamic,
         )
+        self.member: Any = None
+        if task.membership is not None:
+            from konvoi.membership import Member  # loads gRPC, which an island alone does without
+
+            self.member = Member(task, self.learner.parameters, island.place, self.emit)
         self.profiler: torch.profiler.profile | None = None
         sizes = island.of_all_stages({name: p.numel() for name, p in self.learner.parameters.items()})
         self.emit(Ready(num_parameters=sum(sizes.values()), seconds=time.perf_counter() - begin))
@@ -76,7 +83,9 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *failure: Any) -> None:
+        if self.member is not None:
+            self.member.__exit__(*failure)
         self.checkpoints.close()
 
     @property
@@ -96,19 +105,29 @@ class Session:
         place = self.island.place
         if self.was_over:
             return
-        with self._batches() as batches, self._profile():
+        with self._batches() as batches, self._trace() as self.profiler:
             samples = iter(batches)
             for step in range(self.start + 1, self.task.prepared.num_steps + 1):
                 place.reach_step(step)
                 begin = time.perf_counter()
-                micro = [self.island.to_device(item) for item in next(samples)]
+                read = next(samples, None)
+                if read is None:  # a stop was asked for while this island waited for others
+                    return
+                micro = [self.island.to_device(item) for item in read]
                 waited = time.perf_counter() - begin
                 # Dropout draws from here: nothing random is carried from step to step, so resuming needs no state.
                 devices.seed(self.island.device, key(self.job.seed, f"step {step} worker {place.worker}"))
                 yield step, micro, waited
 
+    def _trace(self) -> contextlib.AbstractContextManager[torch.profiler.profile | None]:
+        if not (self.task.profile and self.is_leader):
+            return contextlib.nullcontext()
+        return traced(self.task.folder / "trace.json", lambda text: self.emit(Warned(message=text)))
+
     def _batches(self) -> Any:
         plan, job = self.task.plan, self.job
+        if self.member is not None:
+            return contextlib.closing(self.member.batches())
         common: dict[str, Any] = {
             "seed": job.seed,
             "global_batch": job.global_batch,
@@ -130,7 +149,10 @@ class Session:
     def after_step(self, done: StepDone) -> None:
         """Tell, evaluate and save where it is time."""
         job, step = self.job, done.step
+        self.step = step
         self.buffers.after_step(not done.skipped)
+        if self.member is not None:
+            self.member.after_step(done.weight)
         self.emit(done)
         if self.is_leader and job.hooks.on_step:
             job.hooks.on_step(done)
@@ -250,8 +272,15 @@ class Session:
         self.saved_step = step
         return int(step)
 
+    def reached(self) -> tuple[str, int]:
+        """Why there are no more steps, and the last."""
+        is_over = self.member is not None and self.step < self.task.prepared.num_steps
+        return ("stopped", self.step) if is_over else ("finished", self.task.prepared.num_steps)
+
     def end(self, reason: str, step: int) -> Outcome:
         """The last evaluation and checkpoint; returns when all is on disk."""
+        if self.member is not None:
+            self.member.finish()
         if self.was_over:
             reason, step = self.was_over, self.start
             ended = "had ended early" if reason == "early stopping" else "was finished"
@@ -265,19 +294,3 @@ class Session:
         # Worker 0 publishes the checkpoint: under torchrun the others would look for it in their next line.
         self.island.gather_objects(None)
         return Outcome(reason, step)
-
-    @contextlib.contextmanager
-    def _profile(self) -> Iterator[None]:
-        if not (self.task.profile and self.is_leader):
-            yield
-            return
-        path = self.task.folder / "trace.json"
-        schedule = torch.profiler.schedule(wait=2, warmup=2, active=5, repeat=1)
-        with torch.profiler.profile(
-            schedule=schedule, on_trace_ready=lambda p: p.export_chrome_trace(str(path))
-        ) as self.profiler:
-            yield
-        if not path.exists():
-            self.emit(
-                Warned(message=f"no trace: it takes the steps 5 to 9, and the run had {self.task.prepared.num_steps}")
-            )

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from konvoi.job.job import Prepared
+from konvoi.plan.convoy import Convoy
 from konvoi.plan.island import Island
+from konvoi.plan.sync.messages import Decision
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,20 @@ class Task:
     keep: int
     profile: bool = False
     derived: tuple[str, ...] = ()  # what the plan decided, for a person
+    membership: Membership | None = None
+
+
+@dataclass(frozen=True)
+class Membership:
+    """An island's place in the convoy that it begins with."""
+
+    name: str
+    plan: Convoy
+    first: Decision
+    batch: int  # samples of one of its steps
+    num_parts: int  # into which updates are cut
+    run: str  # what all islands of the run must say alike
+    folder: Path  # of the run's convoy: identities, addresses, and what islands write down
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Local:
     max_restarts: int = 3
     start: Literal["fork", "spawn"] | None = None
     oversubscribe: bool = False
+    islands: int = 1
 
     def size(self, machine: Mapping[str, Any]) -> int:
         """The number of workers here. Raises: FleetError for more workers than devices."""
@@ -62,17 +63,18 @@ def local(
     max_restarts: int = 3,
     start: Literal["fork", "spawn"] | None = None,
     oversubscribe: bool = False,
+    islands: int = 1,
 ) -> Local:
     """This computer's devices: one worker an accelerator, or on the CPU one worker that uses every core.
 
     `device` chooses a kind ("cpu", "cuda"). When a worker dies, its island goes on from the newest checkpoint, at most
     `max_restarts` times. `start` is "fork" where that is safe and "spawn" elsewhere. `oversubscribe` allows more CPU
-    workers than cores.
+    workers than cores. `islands`: into how many the workers are divided, for plans that have a convoy.
 
     >>> local(2).num_workers
     2
     """
-    return Local(num_workers, device, max_restarts, start, oversubscribe)
+    return Local(num_workers, device, max_restarts, start, oversubscribe, islands)
 
 
 def run(
@@ -85,13 +87,15 @@ def run(
     should_stop: Callable[[], int],
     newest_step: Callable[[], int],
     needed_again: Sequence[str] = (),
+    num_cores: int | None = None,
 ) -> list[Any]:
     """Run a pickled `(entry, payload)` as `entry(place, payload)` on every worker; their results in order.
 
     An entry is a function or "module:name", which the parent need not import.
 
     `should_stop()` is 0, 1 (save and stop) or 2 (end at once). `newest_step()` is where a restart goes on from;
-    `needed_again` are modules that a first start can do without and a restart cannot.
+    `needed_again` are modules that a first start can do without and a restart cannot. `num_cores`: for these workers,
+    where others run beside them.
     Raises: the worker's own KonvoiError, else WorkerError with its traceback; KeyboardInterrupt when ended at once.
     """
     hello = agent.hello()
@@ -102,7 +106,9 @@ def run(
     for attempt in range(fleet.max_restarts + 1):
         with tempfile.TemporaryDirectory(prefix="konvoi-") as meeting, Crew(agent, num_workers, spawn=spawn) as crew:
             crew.start()
-            places = place_fields(num_workers, device, hello["machine"]["num_cores"], f"{meeting}/store", attempt)
+            places = place_fields(
+                num_workers, device, num_cores or hello["machine"]["num_cores"], f"{meeting}/store", attempt
+            )
             crew.submit(body, places, environment())
             outcome = _Watch(crew, emit, should_stop).until_done()
             if isinstance(outcome, list):

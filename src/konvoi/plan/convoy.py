@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from konvoi.errors import PlanError, did_you_mean
-from konvoi.plan.compress import Codec, none
+from konvoi.plan.compress.codec import Codec
+from konvoi.plan.compress.none import none
+from konvoi.plan.island import Island
 from konvoi.plan.sync.state import Rules
 
 UPDATES = ("moves", "gradients")
@@ -81,6 +83,13 @@ class Convoy:
                 hint=f"every={-(-self.every // self.fragments) * self.fragments}",
             )
 
+    def __ror__(self, island: Island) -> Plan:
+        """
+        >>> (Island(dp=2) | diloco(every=50)).convoy.every
+        50
+        """
+        return Plan(island, self) if isinstance(island, Island) else NotImplemented
+
     @property
     def steps_per_round(self) -> int:
         return self.every // self.fragments
@@ -99,6 +108,16 @@ class Convoy:
             witness=self.witness,
         )
 
+    def derived(self, batch: int, num_steps: int) -> tuple[str, ...]:
+        """What this length and an island's share of the batch decide, as a person reads it.
+
+        >>> local_sgd(every=16).derived(8, 160)
+        ('convoy: an agreement every 16 steps, 10 in all; an island reads 8 samples a step',)
+        """
+        number = num_steps // self.steps_per_round
+        each = f"an agreement every {self.steps_per_round} steps, {number} in all"
+        return (f"convoy: {each}; an island reads {batch} samples a step",)
+
     def describe(self) -> dict[str, Any]:
         """The fields that differ from their defaults."""
         default = Convoy()
@@ -109,6 +128,14 @@ class Convoy:
     def hash(self) -> str:
         """Of everything that decides what is learnt, and what is sent."""
         return hashlib.blake2b(repr(self).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Islands, and how they agree: `kv.Island(fsdp=8) | kv.diloco(every=100)`."""
+
+    island: Island
+    convoy: Convoy
 
 
 def parameter_server(*, every: int = 1, servers: tuple[str, ...] = ("server",), **other: Any) -> Convoy:

@@ -64,9 +64,13 @@ def ends(authority):
         end.wire.close()
 
 
+def at(end):
+    return lambda: f"127.0.0.1:{end.wire.port}"
+
+
 def meet(one, *others):
     for other in others:
-        one.wire.dial({other.wire.name: f"127.0.0.1:{other.wire.port}"})
+        one.wire.dial({other.wire.name: at(other)})
     until(lambda: all(one.wire.open_lanes().get(o.wire.name, 0) >= one.wire.num_lanes for o in others))
     until(lambda: all(o.wire.open_lanes().get(one.wire.name, 0) >= one.wire.num_lanes for o in others))
 
@@ -130,8 +134,8 @@ def test_a_fetch_goes_on_where_it_was_when_the_peer_is_back(ends, authority):
 def test_who_has_no_certificate_of_this_run_is_not_heard(ends):
     stranger = ends("b", identity=Authority.make("test").issue("b"))
     a = ends("a")
-    stranger.wire.dial({"a": f"127.0.0.1:{a.wire.port}"})
-    a.wire.dial({"b": f"127.0.0.1:{stranger.wire.port}"})
+    stranger.wire.dial({"a": at(a)})
+    a.wire.dial({"b": at(stranger)})
     time.sleep(1.0)
     assert not a.wire.open_lanes()
     assert not stranger.wire.open_lanes()
@@ -140,14 +144,14 @@ def test_who_has_no_certificate_of_this_run_is_not_heard(ends):
 def test_a_member_cannot_stand_for_another(ends):
     """What answers at b's address has a certificate, and it is c's."""
     a, c = ends("a"), ends("c")
-    a.wire.dial({"b": f"127.0.0.1:{c.wire.port}"})
+    a.wire.dial({"b": at(c)})
     time.sleep(1.0)
     assert not a.wire.open_lanes()
 
 
 def test_another_recipe_is_refused_and_named(ends):
     a, b = ends("a"), ends("b", hello=b"another")
-    a.wire.dial({"b": f"127.0.0.1:{b.wire.port}"})
+    a.wire.dial({"b": at(b)})
     assert b.refused.get(timeout=10)[0] == "a"
     assert a.refused.get(timeout=10)[0] == "b"
     assert not a.wire.open_lanes()

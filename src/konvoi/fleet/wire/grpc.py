@@ -78,8 +78,9 @@ class Peers:
         assert name == self.name
         self._receive, self._find = receive, find
 
-    def dial(self, addresses: Mapping[str, str]) -> None:
-        """Keep lanes open to these peers, by name, from now on."""
+    def dial(self, addresses: Mapping[str, Callable[[], str | None]]) -> None:
+        """Keep lanes open to these peers, by name, from now on. Where each is, is asked at every try; None: not known
+        yet."""
         for name, address in addresses.items():
             if name != self.name:
                 self._soon(functools.partial(self._dial, name, address))
@@ -178,14 +179,14 @@ class Peers:
             reader.cancel()
             self._lost(lane)
 
-    def _dial(self, peer: str, address: str) -> None:
+    def _dial(self, peer: str, address: Callable[[], str | None]) -> None:
         for number in range(self.num_lanes):
             old = self._dialing.get((peer, number))
             if old is not None:
                 old.cancel()
             self._dialing[peer, number] = self._spawn(self._keep_open(peer, address, number))
 
-    async def _keep_open(self, peer: str, address: str, number: int) -> None:
+    async def _keep_open(self, peer: str, address: Callable[[], str | None], number: int) -> None:
         one, tries = self.identity, 0
         credentials = grpc.ssl_channel_credentials(one.authority, one.key, one.certificate)
         options = [
@@ -196,7 +197,11 @@ class Peers:
             ("grpc.max_reconnect_backoff_ms", 5_000),
         ]
         while peer not in self._banned:
-            async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+            where = address()
+            if where is None:
+                await asyncio.sleep(RETRY_S[0])
+                continue
+            async with grpc.aio.secure_channel(where, credentials, options=options) as channel:
                 lane = Lane(peer)
                 call: Any = channel.stream_stream(METHOD)()
                 writer = self._spawn(self._write(lane, call))

@@ -76,4 +76,9 @@ def low_bit(bits: int, *, block: int = 0) -> LowBit:
 
 
 def four_bit(*, block: int = 64) -> LowBit:
+    """`low_bit(4)`.
+
+    >>> four_bit().num_bytes(64)
+    34
+    """
     return low_bit(4, block=block)

@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plain:
-    """Every bit.
-
-    >>> none().num_bytes(10)
-    40
-    """
+    """Every bit."""
 
     def encode(self, values: Tensor) -> bytes:
         return values.detach().contiguous().numpy().tobytes()
@@ -37,4 +33,9 @@ class Plain:
 
 
 def none() -> Plain:
+    """Every bit of every value.
+
+    >>> none().num_bytes(10)
+    40
+    """
     return Plain()

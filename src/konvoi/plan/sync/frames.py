@@ -10,6 +10,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from konvoi.errors import MessageRefused
 from konvoi.plan.sync import messages
 from konvoi.plan.sync.messages import Message
+from konvoi.plan.sync.state import Durable
 
 LARGEST = 1 << 20  # bytes of a message, which names tensors and holds none
 DEEPEST = 8  # brackets inside brackets: a decision has five
@@ -24,6 +25,7 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 
 for _value in (messages.Update, messages.Decision, messages.Vote):
     with_config(STRICT)(_value)
+ENTRY = _adapter(Durable)
 ADAPTERS = {name: _adapter(kind) for name, kind in KINDS.items()}
 Name = Annotated[str, StringConstraints(max_length=200)]
 
@@ -32,6 +34,19 @@ def encode(message: Message) -> bytes:
     """A kind's name, a line's end, and JSON."""
     name = type(message).__name__
     return name.encode() + b"\n" + ADAPTERS[name].dump_json(message)
+
+
+def encode_durable(durable: Durable) -> bytes:
+    return ENTRY.dump_json(durable)
+
+
+def decode_durable(data: bytes) -> Durable:
+    """Raises: MessageRefused."""
+    try:
+        durable: Durable = ENTRY.validate_json(data)
+    except ValidationError as error:
+        raise MessageRefused("this is not what an island has written down", found=str(error).splitlines()[0]) from None
+    return durable
 
 
 def decode(data: bytes) -> Message:

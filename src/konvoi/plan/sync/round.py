@@ -70,6 +70,8 @@ def _started(s: State, out: list[Action], event: Started) -> None:
     s.heard = dict.fromkeys(s.everybody, s.last.round)
     out.append(SetTimer("beat", 0, s.rules.beat_s))
     _be_patient(s, out)
+    if s.is_voter and s.promised >= 0 and propose.proposer(s.last, s.promised) == s.me:
+        propose.begin(s, out, propose.next_ballot(s))  # what it had proposed is lost, and nobody else knows
 
 
 def _be_patient(s: State, out: list[Action]) -> None:

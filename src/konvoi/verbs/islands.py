@@ -1,0 +1,153 @@
+"""train, where a plan has a convoy: each island of this computer is a run of its own, beside the others."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from konvoi.errors import PlanError
+from konvoi.fleet.crew import AgentHandle
+from konvoi.fleet.local import Local
+from konvoi.fleet.local import run as run_local
+from konvoi.job.job import Job, Prepared, prepare
+from konvoi.plan.convoy import Convoy, Plan
+from konvoi.plan.sync.messages import Decision
+from konvoi.state import record
+from konvoi.task import Membership, Outcome, Task
+from konvoi.values import Source
+from konvoi.verbs.running import Keeping, Recording, checked, how_soon, stop_signals
+
+LOOK_S = 0.2
+
+
+@dataclasses.dataclass
+class OneIsland:
+    """What the parent knows of an island: its run, and how that went."""
+
+    name: str
+    task: Task
+    agent: AgentHandle
+    recording: Recording
+    outcome: Outcome | None = None
+    error: BaseException | None = None
+
+
+def memberships(prepared: Prepared, plan: Convoy, names: Sequence[str], folder: Path, batch: int) -> list[Membership]:
+    """For the islands that a convoy begins with; each gets its identity, in a folder of its own."""
+    from konvoi.security.identity import Authority
+
+    told = repr((prepared.describe(), plan.hash, names))
+    run = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    authority = Authority.make(run)
+    for name in names:
+        authority.issue(name).save(folder / name)
+    first = Decision.first(tuple(names), tuple(names), batch * plan.steps_per_round)
+    return [Membership(name, plan, first, batch, len(names), run, folder) for name in names]
+
+
+def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
+    """The samples of an island's step. Raises: PlanError for what a convoy cannot do."""
+    convoy, islands = plan.convoy, fleet.islands
+    if islands < 2:
+        raise PlanError("a convoy has several islands", found="islands=1", hint="kv.fleet.local(4, islands=2)")
+    if plan.island.num_workers > 1:
+        raise PlanError(
+            "islands of several workers do not agree with others yet",
+            found=f"{plan.island.num_workers} workers an island",
+            hint="kv.Island() for each, or one island alone",
+        )
+    if convoy.updates == "gradients" or convoy.servers or convoy.witness:
+        raise PlanError(
+            "between processes islands agree all with all, and on moves, so far",
+            found=", ".join(f"{name}={value}" for name, value in convoy.describe().items()),
+            hint="kv.local_sgd, kv.diloco or kv.streaming_diloco; the rest runs in konvoi.simulate",
+        )
+    if not isinstance(prepared.splits.train, Source):
+        raise PlanError("islands lease positions of the data, and a stream has none")
+    if job.global_batch % islands:
+        raise PlanError(
+            "the global batch is shared by all islands alike",
+            found=f"{job.global_batch} samples for {islands} islands",
+            hint=f"global_batch={-(-job.global_batch // islands) * islands}",
+        )
+    return job.global_batch // islands
+
+
+def train_islands(job: Job, plan: Plan, fleet: Local, keeping: Keeping, preload: Sequence[str]) -> record.Record:
+    """Train every island to its end, and return the first one's run, below which the others lie.
+
+    One that dies comes back by itself, and fetches the agreed state from the others. One that fails for good stops
+    them. Raises: the first failure; KeyboardInterrupt or SystemExit after a stop that was asked for.
+    """
+    if keeping.resume:
+        raise PlanError("a convoy's run cannot be resumed yet", hint="start a new one")
+    names = [f"island-{number}" for number in range(fleet.islands)]
+    with contextlib.ExitStack() as stack:
+        agents = [stack.enter_context(AgentHandle(preload)) for _ in names]
+        prepared = prepare(job)  # while the agents load torch
+        batch = check(job, prepared, plan, fleet)
+        machine = agents[0].hello()["machine"]
+        num_workers, kind = fleet.size(machine), fleet.device_kind(machine)
+        if num_workers != fleet.islands:
+            raise PlanError(
+                "each island has one worker",
+                found=f"{num_workers} workers for {fleet.islands} islands",
+                hint=f"kv.fleet.local({fleet.islands}, islands={fleet.islands})",
+            )
+        here = record.create(keeping.root, keeping.name)
+        folders = [here.folder, *(here.folder / "islands" / name for name in names[1:])]
+        stack.enter_context(here.alone())
+        stop = stack.enter_context(stop_signals())
+        given = memberships(prepared, plan.convoy, names, (here.folder / "convoy").resolve(), batch)
+        islands = []
+        for name, agent, folder, membership in zip(names, agents, folders, given, strict=True):
+            task = checked(prepared, plan.island, 1, record.Record(folder), keeping, kind, batch=batch)
+            lines = (*task.derived, *plan.convoy.derived(membership.batch, prepared.num_steps))
+            task = dataclasses.replace(task, membership=membership, derived=lines)
+            sinks = keeping.sinks if name == names[0] else ()
+            recording = stack.enter_context(Recording(record.Record(folder), task, sinks))
+            recording.begin(f"local: {name} of {len(names)}, on {kind}", machine)
+            islands.append(OneIsland(name, task, agent, recording))
+        run_all(islands, fleet, lambda: how_soon(stop))
+    if stop and any(one.outcome is not None and one.outcome.reason == "stopped" for one in islands):
+        raise KeyboardInterrupt if stop[0] == signal.SIGINT else SystemExit(128 + stop[0])
+    return here
+
+
+def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[], int]) -> None:
+    """Each in a thread, which waits for its workers. Raises: the first failure."""
+    has_failed = threading.Event()
+    alone = dataclasses.replace(fleet, num_workers=1, islands=1)
+    cores = int(islands[0].agent.hello()["machine"]["num_cores"])
+
+    def work(one: OneIsland) -> None:
+        try:
+            (one.outcome,) = run_local(
+                alone,
+                one.agent,
+                record.pickled(("konvoi.loop:work", one.task)),
+                num_workers=1,
+                emit=one.recording.emit,
+                should_stop=lambda: max(should_stop(), int(has_failed.is_set())),
+                newest_step=lambda: record.Record(one.task.folder).newest_step() or 0,
+                num_cores=max(1, cores // len(islands)),
+            )
+            one.recording.end(one.outcome)
+        except BaseException as error:
+            one.error = error
+            has_failed.set()
+
+    threads = [threading.Thread(target=work, args=(one,), name=f"konvoi-{one.name}", daemon=True) for one in islands]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(LOOK_S)  # a signal is heard in between
+    for one in islands:
+        if one.error is not None:
+            raise one.error
