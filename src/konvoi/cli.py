@@ -99,8 +99,9 @@ def _parser() -> Parser:
     train.add_argument(
         "overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the job, e.g. steps=100 global_batch=16 seed=3"
     )
-    train.add_argument("--plan", metavar="PLAN", help="e.g. dp=2,fsdp=2,precision=bf16,compile")
+    train.add_argument("--plan", metavar="PLAN", help="e.g. dp=2,fsdp=2,precision=bf16 or '|diloco,every=50'")
     train.add_argument("--workers", type=int, metavar="N", help="workers on this computer")
+    train.add_argument("--islands", type=int, default=1, metavar="N", help="into which they are divided, for a convoy")
     train.add_argument("--device", metavar="KIND", help="cpu, cuda, ...")
     train.add_argument("--oversubscribe", action="store_true", help="allow more CPU workers than cores")
     train.add_argument("--name", help="the run's name; its folder is runs/NAME")
@@ -150,12 +151,10 @@ def _train(options: argparse.Namespace) -> None:
         job = override(recipe_job(recipe, options.recipe), options.overrides)
         plan = konvoi.plan.parse(options.plan) if options.plan else getattr(recipe, "plan", None)
         fleet = getattr(recipe, "fleet", None)
-        if options.workers or options.device or options.oversubscribe:
-            fleet = konvoi.fleet.local(
-                options.workers or (plan.num_workers if plan else None),
-                device=options.device,
-                oversubscribe=options.oversubscribe,
-            )
+        if options.workers or options.device or options.oversubscribe or options.islands > 1:
+            num_workers = options.workers or (plan.num_workers * options.islands if plan else None)
+            kept = {"device": options.device, "oversubscribe": options.oversubscribe, "islands": options.islands}
+            fleet = konvoi.fleet.local(num_workers, **kept)
         run = konvoi.train(
             job,
             plan,

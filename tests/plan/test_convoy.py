@@ -1,7 +1,9 @@
 import pytest
 
 from konvoi.errors import PlanError
-from konvoi.plan.convoy import Convoy, diloco, streaming_diloco
+from konvoi.plan import compress
+from konvoi.plan.convoy import Convoy, diloco, local_sgd, parse, streaming_diloco
+from konvoi.plan.island import Island
 
 
 def test_what_cannot_be_is_refused():
@@ -22,3 +24,29 @@ def test_what_cannot_be_is_refused():
 def test_plans_are_told_apart_by_their_hash():
     assert diloco(every=50).hash == diloco(every=50).hash != diloco(every=51).hash
     assert streaming_diloco(every=100, fragments=4).steps_per_round == 25
+
+
+def test_a_plan_is_read_from_text():
+    assert parse("dp=2,precision=bf16") == Island(dp=2, precision="bf16")
+    assert parse("|local_sgd,every=5") == Island() | local_sgd(every=5)
+    assert parse("fsdp=2 | diloco, outer_lr=0.9, compression=top_k:0.05, servers=a+b") == Island(fsdp=2) | diloco(
+        outer_lr=0.9, compression=compress.top_k(0.05), servers=("a", "b")
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "|dilco",
+        "|diloco,evry=5",
+        "|diloco,every=five",
+        "|diloco,every=2.5",
+        "|diloco,compression=int9",
+        "|diloco,compression=low_bit:3",
+        "dq=2|diloco",
+        "|",
+    ],
+)
+def test_text_that_is_no_plan_is_refused(text):
+    with pytest.raises(PlanError):
+        parse(text)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from konvoi.errors import PlanError, did_you_mean
+from konvoi.plan.compress import four_bit, int8, low_bit, none, top_k
 from konvoi.plan.compress.codec import Codec
-from konvoi.plan.compress.none import none
 from konvoi.plan.island import Island
+from konvoi.plan.island import parse as parse_island
 from konvoi.plan.sync.state import Rules
 
 UPDATES = ("moves", "gradients")
@@ -91,6 +93,11 @@ class Convoy:
         return Plan(island, self) if isinstance(island, Island) else NotImplemented
 
     @property
+    def num_workers(self) -> int:
+        """Of each island, where the convoy is the whole plan."""
+        return 1
+
+    @property
     def steps_per_round(self) -> int:
         return self.every // self.fragments
 
@@ -137,6 +144,11 @@ class Plan:
     island: Island
     convoy: Convoy
 
+    @property
+    def num_workers(self) -> int:
+        """Of each island."""
+        return self.island.num_workers
+
 
 def parameter_server(*, every: int = 1, servers: tuple[str, ...] = ("server",), **other: Any) -> Convoy:
     """Gradients to servers, which add them up; the job's optimizer steps on the sum (Li et al., Scaling Distributed
@@ -178,3 +190,60 @@ def streaming_diloco(
     return Convoy(
         every=every, fragments=fragments, outer_lr=outer_lr, outer_momentum=outer_momentum, ahead=ahead, **other
     )
+
+
+PRESETS: dict[str, Callable[..., Convoy]] = {
+    "convoy": Convoy,
+    "diloco": diloco,
+    "local_sgd": local_sgd,
+    "parameter_server": parameter_server,
+    "streaming_diloco": streaming_diloco,
+}
+CODECS: dict[str, Callable[..., Codec]] = {
+    "none": none,
+    "int8": int8,
+    "four_bit": four_bit,
+    "low_bit": low_bit,
+    "top_k": top_k,
+}
+
+
+def parse(text: str) -> Island | Plan:
+    """A plan from the command line: an island's fields, and behind a bar a preset with its own. Raises: PlanError.
+
+    >>> parse("dp=2 | diloco,every=50") == Island(dp=2) | diloco(every=50)
+    True
+    """
+    left, bar, right = text.partition("|")
+    island = parse_island(left)
+    if not bar:
+        return island
+    name, *items = [item.strip() for item in right.split(",")]
+    if name not in PRESETS:
+        raise PlanError("unknown kind of convoy", found=repr(name), hint=did_you_mean(name, PRESETS))
+    values: dict[str, Any] = {}
+    kinds = {f.name: f.type for f in dataclasses.fields(Convoy)}
+    for item in items:
+        field_, _, value = item.partition("=")
+        if field_ not in kinds:
+            raise PlanError("unknown field of a convoy", found=field_, hint=did_you_mean(field_, kinds))
+        values[field_] = _read(field_, value, str(kinds[field_]))
+    return island | PRESETS[name](**values)
+
+
+def _read(name: str, value: str, kind: str) -> Any:
+    if kind == "Codec":
+        codec, _, number = value.partition(":")
+        if codec not in CODECS:
+            raise PlanError("unknown compression", found=repr(codec), hint=did_you_mean(codec, CODECS))
+        return CODECS[codec](*([_number(name, number)] if number else []))
+    if kind == "tuple[str, ...]":
+        return tuple(value.split("+"))
+    return _number(name, value) if kind in ("int", "float") else value
+
+
+def _number(name: str, value: str) -> int | float:
+    try:
+        return int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        raise PlanError(f"{name} is a number", found=repr(value)) from None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from konvoi.errors import PlanError
+from konvoi.errors import MissingExtra, PlanError
 from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.local import Local
 from konvoi.fleet.local import run as run_local
@@ -53,6 +54,9 @@ def memberships(prepared: Prepared, plan: Convoy, names: Sequence[str], folder: 
 def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
     """The samples of an island's step. Raises: PlanError for what a convoy cannot do."""
     convoy, islands = plan.convoy, fleet.islands
+    for package, module in (("grpcio", "grpc"), ("cryptography", "cryptography"), ("pydantic", "pydantic")):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(package, "net", "a convoy between processes")
     if islands < 2:
         raise PlanError("a convoy has several islands", found="islands=1", hint="kv.fleet.local(4, islands=2)")
     if plan.island.num_workers > 1:
@@ -78,7 +82,9 @@ def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
     return job.global_batch // islands
 
 
-def train_islands(job: Job, plan: Plan, fleet: Local, keeping: Keeping, preload: Sequence[str]) -> record.Record:
+def train_islands(
+    job: Job, plan: Plan, fleet: Local, keeping: Keeping, preload: Sequence[str], agent: AgentHandle | None = None
+) -> record.Record:
     """Train every island to its end, and return the first one's run, below which the others lie.
 
     One that dies comes back by itself, and fetches the agreed state from the others. One that fails for good stops
@@ -88,7 +94,8 @@ def train_islands(job: Job, plan: Plan, fleet: Local, keeping: Keeping, preload:
         raise PlanError("a convoy's run cannot be resumed yet", hint="start a new one")
     names = [f"island-{number}" for number in range(fleet.islands)]
     with contextlib.ExitStack() as stack:
-        agents = [stack.enter_context(AgentHandle(preload)) for _ in names]
+        agents = [agent] if agent is not None else []
+        agents += [stack.enter_context(AgentHandle(preload)) for _ in names[len(agents) :]]
         prepared = prepare(job)  # while the agents load torch
         batch = check(job, prepared, plan, fleet)
         machine = agents[0].hello()["machine"]

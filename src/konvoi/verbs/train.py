@@ -66,7 +66,7 @@ def train(
     if isinstance(plan, Convoy):
         plan = Island() | plan
     if isinstance(plan, Plan):
-        return Run(train_islands(job, plan, fleet or local(1), keeping, PRELOAD).folder)
+        return Run(train_islands(job, plan, fleet or local(1), keeping, PRELOAD, agent).folder)
     if torchrun.is_here():
         from konvoi.loop import work  # this process is a worker itself
 
