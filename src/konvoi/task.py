@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from konvoi.job.job import Prepared
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.island import Island
 from konvoi.plan.sync.messages import Decision
+
+
+@dataclass(frozen=True)
+class Membership:
+    """An island's place in the convoy that it begins with."""
+
+    name: str
+    plan: Convoy
+    first: Decision
+    batch: int  # samples of one of its steps
+    num_parts: int  # into which updates are cut
+    run: str  # what all islands of the run must say alike
+    folder: Path  # of the run's convoy: identities, addresses, and what islands write down
 
 
 @dataclass(frozen=True)
@@ -25,18 +39,10 @@ class Task:
     derived: tuple[str, ...] = ()  # what the plan decided, for a person
     membership: Membership | None = None
 
-
-@dataclass(frozen=True)
-class Membership:
-    """An island's place in the convoy that it begins with."""
-
-    name: str
-    plan: Convoy
-    first: Decision
-    batch: int  # samples of one of its steps
-    num_parts: int  # into which updates are cut
-    run: str  # what all islands of the run must say alike
-    folder: Path  # of the run's convoy: identities, addresses, and what islands write down
+    def describe_plan(self) -> dict[str, Any]:
+        """The fields of the plan that differ from their defaults."""
+        convoy = {"convoy": self.membership.plan.describe()} if self.membership is not None else {}
+        return self.plan.describe() | convoy
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Recording:
         )
         self.sink: Emit = fan_out(self.sinks)
         if not is_silent:
-            here.write(task.prepared.describe(), task.plan.describe(), record.pickled(task))
+            here.write(task.prepared.describe(), task.describe_plan(), record.pickled(task))
 
     def emit(self, event: Event) -> None:
         if isinstance(event, StepDone):
@@ -106,7 +106,7 @@ class Recording:
             RunStarted(
                 run=str(self.record.folder),
                 job=task.prepared.describe(),
-                plan=task.plan.describe(),
+                plan=task.describe_plan(),
                 fleet=fleet,
                 num_steps=task.prepared.num_steps,
                 resumed_from=self.record.newest_step() if task.resume else None,

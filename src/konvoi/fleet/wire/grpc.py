@@ -63,6 +63,7 @@ class Peers:
         self._fetching = Fetching(largest)
         self._lanes = self._fetching.lanes
         self._dialing: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._banned: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self._hands = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="konvoi-encode")
@@ -134,6 +135,8 @@ class Peers:
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     async def _serve(self, address: str, started: concurrent.futures.Future[int]) -> None:
@@ -157,8 +160,10 @@ class Peers:
             task.cancel()
         await asyncio.gather(*self._dialing.values(), return_exceptions=True)
         await self._server.stop(0.2)
-        for task in asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}:
+        ours = [task for task in self._tasks if not task.done()]  # the rest is gRPC's, and ends with its server
+        for task in ours:
             task.cancel()
+        await asyncio.gather(*ours, return_exceptions=True)
 
     # -- lanes -----------------------------------------------------------------------------------------------------
 
