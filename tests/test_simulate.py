@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from konvoi.convoy import LiveConvoy
+from konvoi.errors import FleetError, NonFiniteError, PlanError
 from konvoi.fleet.wire.memory import Hub
 from konvoi.fleet.worker import Place
 from konvoi.island import LiveIsland
@@ -240,7 +241,7 @@ def test_a_piece_of_the_state_that_is_damaged_is_fetched_from_somebody_else(tmp_
     at = Decision.first(("a", "b", "c"), ("a", "b", "c"), 1)
     library, hub, refused = Library(), Hub(), []
     root = library.put(at, anchor.vectors())
-    state = library.lend()
+    state = library.lend(-1)
     liar = lambda name: bytes(len(library.find(name)))  # noqa: E731
     hub.join("a", lambda *given: None, liar)
     hub.join("b", lambda *given: None, library.find)
@@ -265,7 +266,57 @@ def test_a_state_that_others_have_not_is_not_taken():
     hub.join("a", lambda *given: None, library.find)
     hub.join("b", lambda *given: None, lambda name: None)
     newcomer = Newcomer("b", Anchor({"w": torch.zeros(1000)}, Convoy(), 1), Parcels("b", hub), hub, print, at)
-    newcomer.on_state("a", library.lend())
+    newcomer.on_state("a", library.lend(-1))
     hub.run()
     newcomer.decided(replace(at, round=1, previous=at.id, anchor="another"))
     assert not newcomer.is_ready()
+
+
+# -- what goes wrong on one island -------------------------------------------------------------------------------------
+
+
+def test_an_update_that_is_not_finite_ends_its_island_with_the_reason_and_nobody_elses():
+    simulation = Simulation(prepare(case("mlp", steps=12).job), Convoy(every=2), 3)
+    for _ in simulation.run(1):
+        pass
+    next(iter(simulation.islands[1].parameters.values())).fill_(float("nan"))
+    for one in simulation.islands:
+        one.convoy.after_step(4, 4.0)
+    simulation.hub.run(0.1)
+    with pytest.raises(NonFiniteError, match="update of this island"):
+        simulation.islands[1].convoy.catch_up()
+    simulation.hub.run(150.0)  # past the others' patience, as it was its turn to propose, and the deadline
+    assert simulation.islands[0].convoy.catch_up()
+    assert [update.member for update in simulation.islands[0].convoy.state.last.updates] == ["island-0", "island-2"]
+
+
+def test_an_island_that_is_always_late_is_counted_again_and_again():
+    plan = Convoy(every=2, deadline_s=1.0, ahead=2)
+    simulation = Simulation(prepare(case("gpt ragged", steps=60).job), plan, 3)
+    *quick, slow = simulation.islands
+    counted, seen = 0, 0
+    for period in range(1, 25):
+        for one, steps in ((quick[0], 2), (quick[1], 2), (slow, 1)):
+            for _ in range(steps):
+                if one.convoy.catch_up() and sum(b - a for a, b in one.convoy.positions(4)) == 4:
+                    simulation._take_step(one, period)
+        simulation.hub.run(1.5)
+        last = quick[0].convoy.state.last
+        if last.round > seen:
+            seen, counted = last.round, counted + any(update.member == slow.name for update in last.updates)
+    assert seen > 8
+    assert counted >= 3
+
+
+def test_weights_that_are_of_no_kind_that_is_exchanged_are_refused():
+    with pytest.raises(PlanError, match="float32 or float64"):
+        Anchor({"w": torch.ones(4, dtype=torch.bfloat16)}, Convoy(), 1)
+
+
+def test_a_wait_for_a_state_that_nobody_has_ends(tmp_path):
+    anchor, at = Anchor({"w": torch.ones(4)}, Convoy(), 1), Decision.first(("a", "b"), ("a", "b"), 1)
+    newcomer = Newcomer("a", anchor, Parcels("a", Hub()), Hub(), print, at)
+    for _ in range(150):
+        newcomer.ask((), 0)
+    with pytest.raises(FleetError, match="nobody has"):
+        newcomer.ask((), 0)

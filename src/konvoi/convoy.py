@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from konvoi.errors import MessageRefused
+from konvoi.guarded import Guarded
 from konvoi.joining import Library, Newcomer
+from konvoi.notebook import Notebook
 from konvoi.parcels import Parcels
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.sync import leases
 from konvoi.plan.sync import state as st
-from konvoi.plan.sync.frames import decode_durable, encode_durable
 from konvoi.plan.sync.messages import Decided, Decision, Message, Piece, Range, Result, State, StateAsk
 from konvoi.plan.sync.round import advance
 from konvoi.state.journal import Journal
@@ -52,35 +52,35 @@ class LiveConvoy:
     ) -> None:
         """`first` is what the convoy begins with; where a journal has an entry, it goes on from there, and the agreed
         state is fetched from others."""
-        self.name, self.plan, self.anchor, self.wire, self.journal = name, plan, anchor, wire, journal
+        self.name, self.plan, self.anchor = name, plan, anchor
         self.state = st.State(name, rules, first)
         self.step, self.tally = 0, Tally()
         self.step_with: Callable[[list[Tensor]], None] | None = None  # takes the mean gradient, where those are sent
         self.refused: dict[str, int] = {}  # messages that were of no use, by sender
+        self.error: BaseException | None = None  # of another thread, for the training loop to raise
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self.wire = Guarded(wire, self._lock, self.fail)
         self._between_steps: deque[Turn] = deque()
         self.is_out = False
-        self._parcels = Parcels(name, wire)
+        self._parcels = Parcels(name, self.wire)
         self._timers: dict[str, int] = {}
         self._library = Library()
         self._newcomer: Newcomer | None = None
-        is_back = self._recall()
+        self._notebook = Notebook(journal, self._parcels)
+        is_back = self._notebook.recall(self.state)
         self._is_holding = is_back
-        wire.join(name, self.receive, self.find)
-        self.happen(st.Started(stands=not is_back))
+        with self._lock:
+            self.wire.join(name, self.receive, self.find)
+            if not is_back:
+                self._notebook.write(self.state.durable())  # whoever restarts from now on is back
+            self.happen(st.Started(stands=not is_back))
 
-    def _recall(self) -> bool:
-        """What was written down before a crash; whether there was anything."""
-        entry = self.journal.read() if self.journal is not None else None
-        if entry is None or self.journal is None:
-            return False
-        durable = decode_durable(entry)
-        held = {self._parcels.keep(data) for data in self.journal.named().values()}
-        self.state.last, self.state.promised, self.state.vote = durable.last, durable.promised, durable.vote
-        self.state.held = frozenset(held)
-        self.state.kept = (durable.last,) if held.issuperset(durable.last.results) else ()
-        return True
+    def fail(self, error: BaseException) -> None:
+        """This island cannot go on; its training loop raises the reason."""
+        with self._lock:
+            self.error = self.error or error
+            self._changed.notify_all()
 
     # -- from the training loop ---------------------------------------------------------------------------------------
 
@@ -101,9 +101,16 @@ class LiveConvoy:
     def catch_up(self) -> bool:
         """Do what had to wait until no step was under way. Returns whether the next one may be taken."""
         with self._lock:
+            if self.error is not None:
+                raise self.error
             while self._between_steps and self._between_steps[0].is_ready:
                 self._between_steps.popleft().call()
             return not self._is_holding
+
+    def is_settled(self) -> bool:
+        """Whether all that was sent is decided, and applied."""
+        with self._lock:
+            return self.catch_up() and self.state.snapped is None and not self._between_steps
 
     def wait(self, seconds: float) -> bool:
         """Until the next step may be taken, or for so long; whether it may."""
@@ -115,39 +122,36 @@ class LiveConvoy:
     # -- from the wire ------------------------------------------------------------------------------------------------
 
     def receive(self, sender: str, message: Message) -> None:
-        with self._lock:
-            if isinstance(message, (Piece, Result)) and message.hash not in self._parcels:
-                self._fetch(sender, message)
-            elif isinstance(message, StateAsk):
-                self._lend(sender)
-            elif isinstance(message, State):
-                if self._newcomer is not None:
-                    self._newcomer.on_state(sender, message)
-            else:
-                if isinstance(message, Decided) and self._newcomer is not None and message.round > self.state.round:
-                    self._newcomer.decided(message.decision)  # too far ahead for the machine, which goes step by step
-                self.happen(st.Received(sender, message))
+        if isinstance(message, (Piece, Result)) and message.hash not in self._parcels:
+            self._fetch(sender, message)
+        elif isinstance(message, StateAsk):
+            self._lend(sender, message.round)
+        elif isinstance(message, State):
+            if self._newcomer is not None:
+                self._newcomer.on_state(sender, message)
+        else:
+            if isinstance(message, Decided) and self._newcomer is not None and message.round > self.state.round:
+                self._newcomer.decided(message.decision)  # too far ahead for the machine, which goes step by step
+            self.happen(st.Received(sender, message))
 
     def find(self, hash: str) -> bytes | None:
-        with self._lock:
-            data = self._parcels.find(hash)
-            return data if data is not None else self._library.find(hash)
+        data = self._parcels.find(hash)
+        return data if data is not None else self._library.find(hash)
 
     def _fetch(self, sender: str, message: Piece | Result) -> None:
         def here(is_right: bool) -> None:
-            with self._lock:
-                if is_right:
-                    self.happen(st.Received(sender, message))
-                else:
-                    self.refuse(sender)  # it will be asked for again
+            if is_right:
+                self.happen(st.Received(sender, message))
+            else:
+                self.refuse(sender)  # it will be asked for again
 
-        if message.round > self.state.last.round:
+        if message.round > self.state.last.round and self.name != self.state.rules.witness:
             self._parcels.fetch(sender, message.hash, here)
 
     # -- coming in late ------------------------------------------------------------------------------------------------
 
-    def _lend(self, sender: str) -> None:
-        state = self._library.lend()
+    def _lend(self, sender: str, round: int) -> None:
+        state = self._library.lend(round)
         if state is not None:
             self.wire.send(self.name, sender, state)
 
@@ -156,6 +160,7 @@ class LiveConvoy:
         if self._newcomer is None:
             self._newcomer = Newcomer(self.name, self.anchor, self._parcels, self.wire, self.refuse, last)
         self._newcomer.ask(action.peers, last.round)
+        self._parcels.keep_only({*self._newcomer.needed(), *self.state.held})
         if self._newcomer.is_ready() and not self._between_steps:
             self._between_steps.append(Turn(self._arrive))
             self._changed.notify_all()
@@ -176,22 +181,21 @@ class LiveConvoy:
 
     def happen(self, event: st.Event) -> None:
         with self._lock:
+            if self.error is not None:
+                return
             self.state, actions = advance(self.state, event)
             if self._newcomer is not None:
                 self._newcomer.decided(self.state.last)
-            for action in actions:
-                ACTIONS[type(action)](self, action)
+            try:
+                for action in actions:
+                    ACTIONS[type(action)](self, action)
+            except BaseException as error:
+                self.fail(error)  # what is known and what is written down have parted
+                raise
             self._changed.notify_all()
 
     def _persist(self, action: st.Persist) -> None:
-        if self.journal is None:
-            return
-        durable = action.durable
-        names = {*durable.last.results, *(durable.vote.decision.results if durable.vote is not None else ())}
-        self.journal.write(
-            encode_durable(durable), {name: self._parcels[name] for name in names if name in self._parcels}
-        )
-        self.journal.keep_only(names)
+        self._notebook.write(action.durable)
 
     def _send(self, action: st.Send) -> None:
         self.wire.send(self.name, action.to, action.message)
@@ -200,9 +204,8 @@ class LiveConvoy:
         key = self._timers[action.name] = self._timers.get(action.name, 0) + 1
 
         def over() -> None:
-            with self._lock:
-                if self._timers[action.name] == key:
-                    self.happen(st.Timer(action.name, action.round))
+            if self._timers[action.name] == key:
+                self.happen(st.Timer(action.name, action.round))
 
         self.wire.after(action.seconds, over)
 
@@ -210,6 +213,8 @@ class LiveConvoy:
         self._between_steps.append(Turn(lambda: self._take(action.round)))
 
     def _take(self, round: int) -> None:
+        if self.state.round != round:
+            return  # it has been decided without this island
         own = self.tally.take()
         self.anchor.snapshot(round, [g / own.weight for g in own.gradients] if own.gradients is not None else None)
         last, vectors = self.state.last, self.anchor.vectors()
@@ -218,27 +223,18 @@ class LiveConvoy:
             return self.anchor.encode(round), self._library.put(last, vectors)
 
         def encoded(made: tuple[list[bytes], str]) -> None:
-            with self._lock:
-                names = tuple(self._parcels.keep(data) for data in made[0])
-                self.happen(st.Snapshotted(round, own.samples, own.weight, names, made[1]))
+            names = tuple(self._parcels.keep(data) for data in made[0])
+            self.happen(st.Snapshotted(round, own.samples, own.weight, names, made[1]))
 
         self.wire.work(work, encoded)
 
     def _reduce(self, action: st.Reduce) -> None:
         updates = [(one.weight, self._parcels[one.parts[action.part]]) for one in action.updates]
 
-        def work() -> bytes | None:
-            try:
-                return self.anchor.reduce(action.round, action.part, updates)
-            except MessageRefused:
-                return None
+        def done(data: bytes) -> None:
+            self.happen(st.Summed(action.round, action.ballot, action.part, self._parcels.keep(data)))
 
-        def done(data: bytes | None) -> None:
-            with self._lock:
-                if data is not None:
-                    self.happen(st.Summed(action.round, action.ballot, action.part, self._parcels.keep(data)))
-
-        self.wire.work(work, done)
+        self.wire.work(lambda: self.anchor.reduce(action.round, action.part, updates), done)
 
     def _apply(self, action: st.Apply) -> None:
         decision, counted = action.decision, action.counted
@@ -258,9 +254,8 @@ class LiveConvoy:
         turn.is_ready = False
 
         def decoded(mean: Tensor) -> None:
-            with self._lock:
-                turn.call, turn.is_ready = lambda: self._go_on(action, is_own, mean), True
-                self._changed.notify_all()
+            turn.call, turn.is_ready = lambda: self._go_on(action, is_own, mean), True
+            self._changed.notify_all()
 
         self.wire.work(lambda: self.anchor.decode(decision.round, results), decoded)
 
@@ -270,9 +265,11 @@ class LiveConvoy:
             self.anchor.keep_left(round, is_own)
             if self.step_with is not None:  # a server only adds up
                 self.step_with(self.anchor.views(round, mean))
+            self.anchor.agree_on_present(round)
         elif mean is not None:
             self.anchor.apply(round, mean, was_counted=is_own, drop=action.counted is not None)
-        self._is_holding = False
+        state = self.state  # which may be in a later round already
+        self._is_holding = state.snapped is not None and state.step - state.snapped >= state.rules.max_ahead
 
     def _hold(self, action: st.Hold) -> None:
         self._is_holding = True

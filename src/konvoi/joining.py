@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
+from konvoi.errors import FleetError
 from konvoi.parcels import Parcels
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.exchange.chunks import Chunks, assemble, hashed, root
@@ -18,6 +19,8 @@ from konvoi.values import Wire
 NUM_SOURCES = 4
 NUM_ASKED = 4  # pieces at a time, from each
 KEPT = 8  # decisions
+MOST_IDLE = 5  # beats without a piece
+MOST_ASKED = 150  # beats without any answer
 
 
 class Newcomer:
@@ -33,17 +36,39 @@ class Newcomer:
         self._missing: deque[str] = deque()
         self._asked: dict[str, str] = {}  # from whom
         self._data: dict[str, bytes] = {}
+        self._had = self._num_idle = self._num_asked = 0
+        self._has_heard = False
 
     def ask(self, peers: Sequence[str], round: int) -> None:
-        """Those who may have it, and the sums of what was decided since; again and again. `round`: of this island."""
+        """Those who may have it, and the sums of what was decided since; at each beat. `round`: of this island.
+
+        Raises: FleetError where nobody answers for too long.
+        """
+        self._num_asked += 1
+        if self._num_asked > MOST_ASKED and not self._has_heard:
+            raise FleetError("nobody has the agreed state any more", found=f"asked {MOST_ASKED} times, round {round}")
+        self._give_up_the_silent()
         wants = self._lacking() if self._way() else ()
         for peer in peers[:NUM_SOURCES]:
             known = self._wanted.decision.round if self._wanted else -1
             self._wire.send(self._name, peer, Ask(round, wants) if wants else StateAsk(known))
 
+    def _give_up_the_silent(self) -> None:
+        """A source that has gone away says nothing more."""
+        self._num_idle = self._num_idle + 1 if self._asked and len(self._data) == self._had else 0
+        self._had = len(self._data)
+        if self._num_idle > MOST_IDLE:
+            for source in {*self._asked.values()}:
+                self.lost(source)
+            self._num_idle = 0
+
+    def needed(self) -> set[str]:
+        """Hashes of the sums that lead from the state to the newest decision."""
+        return {hash for one in self._decisions.values() for hash in one.results}
+
     def on_state(self, sender: str, state: State) -> None:
         """Somebody has this one. A newer one takes the place of one that nobody gives any more."""
-        known = self._wanted
+        known, self._has_heard = self._wanted, True
         if known is not None and (state.decision.id, state.chunks) == (known.decision.id, known.chunks):
             if sender not in self._sources:
                 self._sources.append(sender)
@@ -138,7 +163,7 @@ class Library:
 
     def __init__(self) -> None:
         self.newest: tuple[Decision, Chunks] | None = None
-        self._lent: dict[str, Chunks] = {}
+        self._lent: dict[str, tuple[Decision, Chunks]] = {}
 
     def put(self, decision: Decision, vectors: Sequence[Tensor]) -> str:
         """The hash that stands for the state behind a decision."""
@@ -146,16 +171,18 @@ class Library:
             self.newest = decision, Chunks(vectors)
         return self.newest[1].root
 
-    def lend(self) -> State | None:
-        if self.newest is None:
+    def lend(self, round: int) -> State | None:
+        """The state of this round where it is still lent, as somebody may be in the middle of it; else the newest."""
+        known = next((one for one in self._lent.values() if one[0].round == round), self.newest)
+        if known is None:
             return None
-        decision, chunks = self.newest
+        decision, chunks = known
         self._lent.pop(decision.id, None)
-        self._lent = {**dict(list(self._lent.items())[1 - self.KEPT :]), decision.id: chunks}
+        self._lent = {**dict(list(self._lent.items())[1 - self.KEPT :]), decision.id: known}
         return State(decision, chunks.names)
 
     def find(self, name: str) -> bytes | None:
-        for chunks in reversed(self._lent.values()):
+        for _, chunks in reversed(self._lent.values()):
             if (data := chunks.find(name)) is not None:
                 return data
         return None

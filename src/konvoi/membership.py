@@ -16,6 +16,7 @@ from konvoi.fleet.worker import Place
 from konvoi.job.data.loader import Leased
 from konvoi.observe.events import Emit, Warned
 from konvoi.plan.exchange.anchor import Anchor
+from konvoi.plan.exchange.chunks import CHUNK
 from konvoi.plan.sync import frames
 from konvoi.plan.sync import state as st
 from konvoi.security.identity import Identity
@@ -23,7 +24,7 @@ from konvoi.state.journal import Journal
 from konvoi.task import Task
 from konvoi.values import MicroBatch
 
-LEAVE_S = 5.0
+LEAVE_S = 5.0  # where a stop was asked for
 LOOK_S = 0.1
 
 
@@ -36,17 +37,18 @@ class Member:
         self.task, self.given, self.is_over = task, task.membership, place.stop_requested
         given = self.given
         folder = given.folder / given.name
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        anchor = Anchor(trained, given.plan, given.num_parts)
         self.wire = Peers(
             Identity.load(folder),
             hello=given.run.encode(),
             encode=frames.encode,
             decode=frames.decode,
+            largest=max(CHUNK, anchor.largest_part()),
             on_refused=lambda peer, why: emit(Warned(message=f"{peer or 'somebody unknown'} was refused: {why}")),
         )
         _say(folder / "address", f"127.0.0.1:{self.wire.port}")
         rules = given.plan.rules(given.num_parts, given.batch * given.plan.steps_per_round)
-        trained = {name: p for name, p in parameters.items() if p.requires_grad}
-        anchor = Anchor(trained, given.plan, given.num_parts)
         self.live = LiveConvoy(
             given.name, given.plan, rules, given.first, anchor, self.wire, Journal(folder / "journal")
         )
@@ -57,31 +59,39 @@ class Member:
         """What is leased to this island, a step's at a time; it waits where the others have to agree first."""
         job = self.task.prepared.job
         samples = Leased(self.task.prepared.splits.train, seed=job.seed, collate=job.collate)
-        while True:
-            while not self.live.wait(LOOK_S) or _size(self.live.positions(self.given.batch)) < self.given.batch:
-                if self.is_over():
-                    return
-            yield samples.read(self.live.positions(self.given.batch))
+        while not self.is_over():
+            ranges = self.live.positions(self.given.batch) if self.live.wait(LOOK_S) else ()
+            if _size(ranges) == self.given.batch:
+                yield samples.read(ranges)
+            else:
+                time.sleep(LOOK_S / 5)  # for a decision, which leases more
 
     def after_step(self, weight: float) -> None:
         self.live.after_step(self.given.batch, weight)
 
     def finish(self) -> None:
         """Wait for the agreement that is under way."""
-        while not self.live.wait(LOOK_S):
-            if self.is_over():
-                return
+        while not self.live.is_settled() and not self.is_over():
+            time.sleep(LOOK_S / 5)
 
     def __enter__(self) -> Member:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
-            self.live.happen(st.Leaving())
-            until = time.monotonic() + LEAVE_S
-            while not self.live.is_out and time.monotonic() < until:
-                time.sleep(LOOK_S / 5)
+            self._leave()
         self.wire.close()
+
+    def _leave(self) -> None:
+        """The others have to agree to it; until then they may need this island's vote, and what it holds."""
+        folder, names = self.given.folder, self.given.first.members
+        (folder / self.given.name / "done").touch()
+        self.live.happen(st.Leaving())
+        until = time.monotonic() + LEAVE_S
+        while not self.live.is_out and not all((folder / name / "done").exists() for name in names):
+            if self.is_over() and time.monotonic() > until:
+                return
+            time.sleep(LOOK_S / 5)
 
 
 def _say(path: Path, text: str) -> None:

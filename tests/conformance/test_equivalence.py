@@ -24,7 +24,7 @@ def is_slow(row):
         return True
     if row.plan.tp > 1:
         return row.name not in QUICK_TP
-    compiles = row.plan.compile and row.name != "callable fsdp=2,compile=True"
+    compiles = row.plan.compile
     has_two_stages = row.plan.schedule in TWO_STAGES
     shares = row.case == "gpt deep tied" and (row.plan.num_workers > 2 or has_two_stages)
     is_variant = row.plan.pp > 1 and (row.plan.num_workers > 2 or row.plan.checkpoint_activations or bool(row.changes))

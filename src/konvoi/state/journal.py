@@ -14,6 +14,8 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "named").mkdir(parents=True, exist_ok=True)
+        _sync(folder)
+        _sync(folder.parent)
 
     def write(self, entry: bytes, named: Mapping[str, bytes]) -> None:
         """Whole or not at all: after a crash either this entry is there with all that it names, or the one before."""
@@ -46,8 +48,12 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

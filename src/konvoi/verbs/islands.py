@@ -35,7 +35,6 @@ class OneIsland:
     agent: AgentHandle
     recording: Recording
     outcome: Outcome | None = None
-    error: BaseException | None = None
 
 
 def memberships(prepared: Prepared, plan: Convoy, names: Sequence[str], folder: Path, batch: int) -> list[Membership]:
@@ -71,6 +70,10 @@ def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
             found=", ".join(f"{name}={value}" for name, value in convoy.describe().items()),
             hint="kv.local_sgd, kv.diloco or kv.streaming_diloco; the rest runs in konvoi.simulate",
         )
+    if job.patience is not None:
+        raise PlanError(
+            "islands cannot stop early, each by itself", found=f"patience={job.patience}", hint="leave it out"
+        )
     if not isinstance(prepared.splits.train, Source):
         raise PlanError("islands lease positions of the data, and a stream has none")
     if job.global_batch % islands:
@@ -100,6 +103,8 @@ def train_islands(
         batch = check(job, prepared, plan, fleet)
         machine = agents[0].hello()["machine"]
         num_workers, kind = fleet.size(machine), fleet.device_kind(machine)
+        if kind != "cpu":
+            raise PlanError("a convoy's islands train on CPUs so far", found=kind, hint='kv.fleet.local(device="cpu")')
         if num_workers != fleet.islands:
             raise PlanError(
                 "each island has one worker",
@@ -128,7 +133,7 @@ def train_islands(
 
 def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[], int]) -> None:
     """Each in a thread, which waits for its workers. Raises: the first failure."""
-    has_failed = threading.Event()
+    has_failed, failures = threading.Event(), list[BaseException]()
     alone = dataclasses.replace(fleet, num_workers=1, islands=1)
     cores = int(islands[0].agent.hello()["machine"]["num_cores"])
 
@@ -146,7 +151,7 @@ def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[]
             )
             one.recording.end(one.outcome)
         except BaseException as error:
-            one.error = error
+            failures.append(error)
             has_failed.set()
 
     threads = [threading.Thread(target=work, args=(one,), name=f"konvoi-{one.name}", daemon=True) for one in islands]
@@ -155,6 +160,5 @@ def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[]
     for thread in threads:
         while thread.is_alive():
             thread.join(LOOK_S)  # a signal is heard in between
-    for one in islands:
-        if one.error is not None:
-            raise one.error
+    if failures:
+        raise failures[0]  # the others' may be its consequences

@@ -85,7 +85,7 @@ class Recording:
         self, here: record.Record, task: Task, sinks: Sequence[MakeSink] | None, *, is_silent: bool = False
     ) -> None:
         self.record, self.task, self.is_silent = here, task, is_silent
-        self.began, self.step = time.perf_counter(), 0
+        self.began, self.step, self.has_ended = time.perf_counter(), 0, False
         self.sinks = (
             []
             if is_silent
@@ -120,6 +120,7 @@ class Recording:
         )
 
     def end(self, outcome: Outcome) -> None:
+        self.has_ended = True
         self.emit(RunEnded(reason=outcome.reason, step=outcome.step, seconds=time.perf_counter() - self.began))
 
     def __enter__(self) -> Recording:
@@ -128,7 +129,7 @@ class Recording:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         # What went wrong is not hidden by a disk that has no room for its record either.
         unhidden = contextlib.nullcontext() if error is None else contextlib.suppress(OSError, DiskFull)
-        if error is not None and kind is not GeneratorExit:
+        if error is not None and kind is not GeneratorExit and not self.has_ended:
             message = str(error) if isinstance(error, KonvoiError) else type(error).__name__
             reason = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             with unhidden:

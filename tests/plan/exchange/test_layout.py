@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from konvoi.errors import PlanError
 from konvoi.plan.exchange.layout import ALIGNED, Layout
 
 
@@ -13,7 +14,7 @@ from konvoi.plan.exchange.layout import ALIGNED, Layout
 def test_fragments_and_parts_cover_everything_once(sizes, fragments, num_parts):
     shapes = {str(number): (size,) for number, size in enumerate(sizes)}
     if fragments > len(sizes):
-        with pytest.raises(ValueError, match="fragments of"):
+        with pytest.raises(PlanError, match="more fragments"):
             Layout.of(shapes, fragments=fragments, num_parts=num_parts)
         return
     layout = Layout.of(shapes, fragments=fragments, num_parts=num_parts)

@@ -141,14 +141,14 @@ def promise_without_the_vote():
 
 def first_ballot_run_again():
     """A proposer that was restarted begins as if it never had."""
-    original = propose.see_to_it
+    original = round.EVENTS[state.Started]
 
-    def see_to_it(s, out):
-        if s.phase == "" and s.ballot < 0 and s.promised <= 0 and propose.proposer(s.last, 0) == s.me:
+    def started(s, out, event):
+        if s.promised == 0:
             s.promised = -1
-        original(s, out)
+        original(s, out, event)
 
-    return patch.object(propose, "see_to_it", see_to_it)
+    return patch.dict(round.EVENTS, {state.Started: started})
 
 
 def votes_without_the_sums():

@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import functools
 import logging
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ import grpc
 import grpc.aio
 
 from konvoi.errors import FleetError, KonvoiError
-from konvoi.fleet.wire.lanes import DATA, GET, Fetching, Lane
+from konvoi.fleet.wire.lanes import DATA, GET, MOST_SERVED, Fetching, Lane
 from konvoi.security.identity import Identity
 
 T = TypeVar("T")
@@ -91,19 +92,17 @@ class Peers:
         self._soon(lambda: self._put(to, data))
 
     def fetch(self, name: str, peer: str, hash: str, then: Callable[[bytes | None], None]) -> None:
-        self._soon(lambda: self._fetching.begin(peer, bytes.fromhex(hash), then))
+        if re.fullmatch("[0-9a-f]{32}", hash):
+            self._soon(lambda: self._fetching.begin(peer, bytes.fromhex(hash), then))
+        else:
+            self._soon(lambda: then(None))
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
         self._soon(lambda: self._loop.call_later(seconds, call))
 
     def work(self, function: Callable[[], T], then: Callable[[T], None]) -> None:
         def work() -> None:
-            try:
-                found = function()
-            except Exception as error:
-                log.exception("what an island had to work out failed")
-                self._soon(lambda error=error: self.on_refused(self.name, str(error)))  # type: ignore[misc]
-                return
+            found = function()
             self._soon(lambda: then(found))
 
         self._hands.submit(work)
@@ -242,6 +241,9 @@ class Peers:
                 self._hear(lane, frame)
             except KonvoiError as error:
                 self.on_refused(lane.peer, error.message)
+            except Exception as error:  # the lane stays, whatever one frame has done
+                log.exception("what %s has sent could not be taken", lane.peer)
+                self.on_refused(lane.peer, repr(error))
 
     def _lost(self, lane: Lane) -> None:
         for task in lane.serving:
@@ -258,15 +260,15 @@ class Peers:
 
     def _put(self, to: str, data: bytes) -> None:
         """A message is lost where no lane is open, or one is too full: whoever misses it asks again."""
-        lanes = self._lanes.get(to, ())
-        if lanes and not lanes[0].is_full:
-            lanes[0].put(data)
+        lane = next((lane for lane in reversed(self._lanes.get(to, [])) if not lane.is_full), None)
+        if lane is not None:  # the one that was opened last: an older one may be dead, and nobody knows yet
+            lane.put(data)
 
     def _hear(self, lane: Lane, frame: bytes) -> None:
         kind, body = frame[:1], frame[1:]
         if kind == b"M":
             self._receive(lane.peer, self.decode(body))
-        elif kind == b"G" and len(body) == GET.size:
+        elif kind == b"G" and len(body) == GET.size and len(lane.serving) < MOST_SERVED:
             task = self._spawn(self._fetching.give(lane, body, self._find))
             lane.serving.add(task)
             task.add_done_callback(lane.serving.discard)

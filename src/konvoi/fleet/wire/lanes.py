@@ -13,6 +13,7 @@ PIECE = 256 << 10  # bytes of a frame
 RANGE = 1 << 20  # bytes asked for at a time
 ASKED = 2 << 20  # bytes a lane that are asked for and not here yet: what 160 Mbit/s hold in 100 ms
 MOST_WAITING = 256  # messages
+MOST_SERVED = 64  # requests of a peer at a time, over a lane
 DATA = struct.Struct("!16sQQ")  # hash, offset, and the whole's length
 GET = struct.Struct("!16sQQ")  # hash, start, stop
 
@@ -64,7 +65,7 @@ class Fetch:
 
     peer: str
     most: int  # bytes
-    then: Callable[[bytes | None], None]
+    then: list[Callable[[bytes | None], None]]
     data: bytearray | None = None  # as soon as its length is known
     missing: list[tuple[int, int]] = field(default_factory=lambda: [(0, PIECE)])  # ranges to be asked for
     num_here: int = 0
@@ -95,9 +96,12 @@ class Fetching:
         self._ask_on()
 
     def begin(self, peer: str, hash: bytes, then: Callable[[bytes | None], None]) -> None:
-        if (peer, hash) not in self._fetches:
-            self._fetches[peer, hash] = Fetch(peer, self.largest, then)
-            self._ask_on()
+        known = self._fetches.get((peer, hash))
+        if known is not None:
+            known.then.append(then)
+            return
+        self._fetches[peer, hash] = Fetch(peer, self.largest, [then])
+        self._ask_on()
 
     def _ask_on(self) -> None:
         """Ask for what is missing, as far as lanes have room; the one with most room first."""
@@ -128,8 +132,8 @@ class Fetching:
         one = self._fetches.pop((lane.peer, hash), None)
         for each in self.lanes.get(lane.peer, ()):
             each.asked = {key: stop for key, stop in each.asked.items() if key[0] != hash}
-        if one is not None:
-            one.then(None)
+        for then in one.then if one is not None else ():
+            then(None)
         self._ask_on()
 
     def take(self, lane: Lane, frame: bytes) -> None:
@@ -138,12 +142,15 @@ class Fetching:
         piece = frame[DATA.size :]
         one, stop = self._fetches.get((lane.peer, hash)), lane.asked.get((hash, at))
         if one is None or stop is None or length > one.most or len(piece) != min(PIECE, stop - at, length - at):
+            if one is not None:
+                self.gone(lane, hash)  # of this peer nothing better is to be had
             raise MessageRefused("data that nobody has asked for", found=f"{len(piece)} bytes at {at} of {length}")
         if one.data is None:
             one.data = bytearray(length)
             if length > PIECE:
                 one.missing.append((PIECE, length))
         if len(one.data) != length:
+            self.gone(lane, hash)
             raise MessageRefused("data that changes its length", found=length, expected=len(one.data))
         one.data[at : at + len(piece)] = piece
         one.num_here += len(piece)
@@ -152,5 +159,6 @@ class Fetching:
             lane.asked[hash, at + len(piece)] = stop
         if one.num_here == length:
             del self._fetches[lane.peer, hash]
-            one.then(bytes(one.data))
+            for then in one.then:
+                then(bytes(one.data))
         self._ask_on()

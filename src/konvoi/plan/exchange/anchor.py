@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from konvoi.errors import NonFiniteError
+from konvoi.errors import MessageRefused, NonFiniteError, PlanError
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.layout import Layout
 
@@ -49,6 +49,12 @@ class Anchor:
         self.layout = Layout.of(shapes, fragments=plan.fragments, num_parts=num_parts)
         self.is_lossy = plan.compression.num_bytes(4096) < 4 * 4096 and plan.feedback > 0
         tensors = [p.detach() for p in parameters.values()]
+        kinds = {(p.device.type, p.dtype) for p in tensors}
+        if len(kinds) != 1 or not kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}:
+            raise PlanError(
+                "islands exchange weights of one kind, float32 or float64 on the CPU, so far",
+                found=", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds)),
+            )
         self.fragments = []
         for number, (start, stop) in enumerate(self.layout.fragments):
             own = tensors[start:stop]
@@ -62,6 +68,12 @@ class Anchor:
                     left=torch.zeros_like(agreed) if self.is_lossy else None,
                 )
             )
+
+    def largest_part(self) -> int:
+        """Bytes of an encoded part, at most."""
+        codec = self.plan.compression
+        sizes = [(stop - start, one.agreed.itemsize) for one in self.fragments for start, stop in one.parts]
+        return max(codec.num_bytes(length, itemsize) for length, itemsize in sizes)
 
     def of_round(self, round: int) -> Fragment:
         """The fragment that agrees in a round."""
@@ -85,6 +97,11 @@ class Anchor:
             one.left_of_sums.clear()
             one.tentative_sums.clear()
             torch._foreach_copy_(one.parameters, one.views(one.agreed))
+
+    def agree_on_present(self, round: int) -> None:
+        """What the parameters are now is what was agreed: where the job's optimizer has taken the step."""
+        one = self.of_round(round)
+        one.agreed, one.taken = one.present(), None
 
     def views(self, round: int, vector: Tensor) -> list[Tensor]:
         """A vector of the round's fragment, as tensors of the parameters' shapes."""
@@ -129,12 +146,14 @@ class Anchor:
         one, codec = self.of_round(round), self.plan.compression
         start, stop = one.parts[part]
         like = one.agreed[start:stop]
-        total = sum(weight for weight, _ in updates)
+        total = sum(weight for weight, _ in updates) or 1.0
         mean = torch.zeros_like(like)
         for weight, data in updates:
             mean.add_(codec.decode(data, like), alpha=weight / total)
         if part in one.left_of_sums:
             mean.add_(one.left_of_sums[part])
+        if not mean.isfinite().all():
+            raise MessageRefused("a sum of updates is not finite", found=f"part {part} of round {round}")
         encoded = codec.encode(mean)
         if self.is_lossy:
             one.tentative_sums[encoded, part] = mean.sub_(codec.decode(encoded, like)).mul_(self.plan.feedback)

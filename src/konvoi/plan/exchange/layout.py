@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from konvoi.errors import PlanError
+
 ALIGNED = 256  # parts begin at multiples of this, so that no codec's block is cut
 
 Range = tuple[int, int]
@@ -24,14 +26,14 @@ class Layout:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Sequence[int]], *, fragments: int, num_parts: int) -> Layout:
-        """Raises: ValueError where there are fewer parameters than fragments.
+        """Raises: PlanError where there are fewer parameters than fragments.
 
         >>> Layout.of({"a": (3,), "b": (2, 2), "c": (9,)}, fragments=2, num_parts=1).fragments
         ((0, 2), (2, 3))
         """
         sizes = [math.prod(shape) for shape in shapes.values()]
         if fragments > len(sizes):
-            raise ValueError(f"{fragments} fragments of {len(sizes)} parameters")
+            raise PlanError("more fragments than parameters", found=f"{fragments} fragments of {len(sizes)} parameters")
         cuts, total, done = [0], sum(sizes), 0
         for number, size in enumerate(sizes):
             left = len(sizes) - number  # a parameter at least for each fragment to come

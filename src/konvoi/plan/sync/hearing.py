@@ -52,6 +52,7 @@ def _on_guest(s: State, out: list[Action], sender: str, message: Ask | Join | Le
     if isinstance(message, Leave):
         s.left |= {sender} & {*s.everybody}
         s.joining -= {sender}
+        propose.set_deadline(s, out)
         if sender not in s.everybody and message.round <= s.last.round:
             out.append(Send(sender, Ask(s.last.round)))  # it is known here, and it may go
     elif isinstance(message, Join):
@@ -89,6 +90,8 @@ def _on_offer(s: State, out: list[Action], sender: str, message: Offer) -> None:
     if not s.is_voter or update.member != sender or update.base != s.last.round:
         return
     if sender not in s.last.members or not 0 < update.samples <= leases.size(s.last.lease_of(sender)):
+        return
+    if len(update.parts) != s.rules.num_parts or not update.weight >= 0:
         return
     if not s.offers and s.promised <= 0 and s.ballot <= 0:
         out.append(SetTimer("patience", s.round, propose.patience(s)))

@@ -223,15 +223,13 @@ def _lacking(s: State, part: int) -> list[str]:
 
 
 def _apply(s: State, out: list[Action], decision: Decision) -> None:
-    own, snapped, was_member = s.own, s.snapped, s.is_member
+    own, was_member = s.own, s.is_member
     counted = next((one for one in decision.updates if one.member == s.me), None)
     kept = (*s.kept, decision)[-s.rules.kept :]
     _enter(s, decision)
     s.kept = kept
-    if counted is not None:
+    if counted is not None:  # who comes too late offers the same work, and what it has done since, at once
         s.began = s.step
-    elif snapped is not None:
-        s.began = snapped  # who comes too late takes the next one as soon as it has gone on for long enough
     known = {hash for one in kept for hash in one.results}
     s.held = frozenset(hash for hash in s.held if hash in known)
     if was_member and not s.is_member:
