@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"konvoi: {error}", 2)
     except KonvoiError as error:
         return _say(f"konvoi: {error}", 1)
-    except KeyboardInterrupt:
-        return _say("konvoi: stopped; go on with --resume", 130)
+    except KeyboardInterrupt as stop:
+        return _say(f"konvoi: stopped; {stop.args[0] if stop.args else 'go on with --resume'}", 130)
     except BrokenPipeError:
         sys.stderr.close()
         return 0

@@ -127,7 +127,8 @@ def train_islands(
             islands.append(OneIsland(name, task, agent, recording))
         run_all(islands, fleet, lambda: how_soon(stop))
     if stop and any(one.outcome is not None and one.outcome.reason == "stopped" for one in islands):
-        raise KeyboardInterrupt if stop[0] == signal.SIGINT else SystemExit(128 + stop[0])
+        saved = "each island has saved its weights; a convoy's run cannot be gone on with yet"
+        raise KeyboardInterrupt(saved) if stop[0] == signal.SIGINT else SystemExit(128 + stop[0])
     return here
 
 
