@@ -98,12 +98,12 @@ class Killed(BaseException):
     """Stands for a signal: nothing after it happens."""
 
 
-@pytest.mark.parametrize("call", ["write", "mkdir", "write_text", "_sync", "rename"])
+@pytest.mark.parametrize("call", ["write", "mkdir", "write_text", "sync", "rename"])
 def test_whoever_is_killed_in_whatever_call_leaves_the_last_one_whole(make, tmp_path, monkeypatch, call):
     writer, _ = make(keep=1)
     writer.save(1, tensors(1.0), {"step": 1})
     writer.wait()
-    owner = {"write": shards, "mkdir": Path, "write_text": Path, "_sync": checkpoint, "rename": checkpoint.os}[call]
+    owner = {"write": shards, "mkdir": Path, "write_text": Path, "sync": checkpoint, "rename": checkpoint.os}[call]
     monkeypatch.setattr(owner, call, lambda *_, **__: (_ for _ in ()).throw(Killed()))
     monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
     writer.save(2, tensors(2.0), {"step": 2})

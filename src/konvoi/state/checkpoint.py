@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from konvoi.errors import StateError
+from konvoi.state.journal import sync
 from konvoi.state.record import check_own, whole_checkpoints
 
 if TYPE_CHECKING:
@@ -169,12 +170,12 @@ def _publish(partial: Path, final: Path, facts: dict[str, Any]) -> int:
     sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
     path = partial / "facts.json"
     path.write_text(json.dumps(facts | {"files": sizes}, indent=1))
-    _sync(path)
-    _sync(partial)
+    sync(path)
+    sync(partial)
     if final.exists():
         _delete(final)  # a step that was saved before, and redone
     os.rename(partial, final)
-    _sync(final.parent)
+    sync(final.parent)
     return sum(sizes.values())
 
 
@@ -190,11 +191,3 @@ def _clear(folder: Path) -> None:
     for pattern in (".step-*.partial", ".step-*.old"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,8 +14,8 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "named").mkdir(parents=True, exist_ok=True)
-        _sync(folder)
-        _sync(folder.parent)
+        sync(folder)
+        sync(folder.parent)
 
     def write(self, entry: bytes, named: Mapping[str, bytes]) -> None:
         """Whole or not at all: after a crash either this entry is there with all that it names, or the one before."""
@@ -48,11 +48,12 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """A file, or the names in a folder, are on disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
