@@ -37,19 +37,19 @@ class Shape:
         return models.gpt(depth=self.depth, width=self.width, num_heads=self.width // 64, vocab_size=VOCAB, seq_len=SEQ)
 
 
-def private_bytes() -> int:
-    """Resident pages that this process shares with no other."""
+def own_bytes() -> int:
+    """Resident pages of this process; of those that it holds in common with others, its share."""
     fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) * 1024
+    return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
 
 
 class Watch:
-    """The most private memory inside the block, above what there was before it."""
+    """The most memory inside the block, above what there was before it."""
 
     def __enter__(self) -> Watch:
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self.before = self.most = private_bytes()
+        self.before = self.most = own_bytes()
         self.is_over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -60,7 +60,7 @@ class Watch:
             self.look()
 
     def look(self) -> None:
-        self.most = max(self.most, private_bytes())
+        self.most = max(self.most, own_bytes())
 
     def __exit__(self, *_: object) -> None:
         self.look()
@@ -105,6 +105,7 @@ def _train(island: LiveIsland, shape: Shape) -> None:
         gradient = island.forward_backward(parts, micro)
         island.clip(parts, gradient, 1.0)
         learner.step()
+    island.gather_objects(None)  # all still hold what they hold in common: each weighs its share
 
 
 def measure_fsdp2(place: Place, payload: tuple[Shape, Island]) -> int:

@@ -1,8 +1,10 @@
 """What the tests of splitting send to the pool's workers."""
 
+import contextlib
 import copy
 import functools
 import gc
+import os
 import weakref
 from pathlib import Path
 from unittest.mock import patch
@@ -13,7 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from konvoi.island import LiveIsland, enter
-from konvoi.plan.split import blocks, replicate
+from konvoi.plan.split import blocks, replicate, same_machine
 from konvoi.plan.split.materialize import build
 from konvoi.plan.split.parts import single
 from konvoi.proof.cases import Plain, case
@@ -28,17 +30,21 @@ def sum_of_squares(model, batch):
 def fast_and_slow(place, how):
     """Gradients of a few steps by `Buckets` and by its slow twin, on the same weights and batches.
 
-    Returns (fast, slow, number of buckets). `how` may have: accumulate, forget (the user's zero_grad between steps).
+    Returns (fast, slow, number of buckets). `how` may have: accumulate, forget (the user's zero_grad between steps),
+    apart (as if the workers were on several machines).
     """
     from konvoi.plan.island import Island
 
     # 64-bit numbers: a bucket's sum may be taken in another order than a parameter's, where there are three workers.
     small = patch.multiple(replicate, BUCKET_BYTES=1000, FIRST_BUCKET_BYTES=300)
-    with enter(place, Island(dp=place.num_workers)) as island, small:
+    blind = how.get("apart") and place.worker == place.num_workers - 1
+    seen = patch.object(same_machine._Memory, "is_seen", lambda memory: False) if blind else contextlib.nullcontext()
+    with enter(place, Island(dp=place.num_workers)) as island, small, seen:
         fast_model = build(Plain, 0, island.device, torch.float64)
         slow_model = copy.deepcopy(fast_model)
         group = island.mesh.get_group("dp")
         fast = replicate.replicate(single(fast_model, sum_of_squares), group)
+        assert (fast.begin.__self__.common is None) == how.get("apart", False)
         slow = single(slow_model, sum_of_squares)
         found = [], []
         for step in range(3):
@@ -58,6 +64,22 @@ def fast_and_slow(place, how):
                 fast_model.zero_grad(set_to_none=True)
         assert sum(flat.numel() for flat in fast.gradients()) == sum(p.numel() for p in trainable)
         return *found, len(fast.gradients())
+
+
+def sums_in_common(place, payload):
+    """What `Common` gives for a few shapes and types, and which files of no name the worker still holds."""
+    from konvoi.plan.island import Island
+
+    shapes = [(1, torch.bfloat16), (7, torch.float32), (1000, torch.float64), (0, torch.float32), (5, torch.float16)]
+    with enter(place, Island(dp=place.num_workers)) as island:
+        common = same_machine.in_common(shapes, island.mesh.get_group("dp"))
+        for turn in range(1, 4):
+            for number, tensor in enumerate(common.own):
+                tensor.fill_(turn * (number + 1) * 2**place.worker)
+            common.add_up()
+            found = [set(tensor.tolist()) for tensor in common.own]
+    files = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return found, [name for name in files if "konvoi-" in name]
 
 
 def is_freed(place, payload):

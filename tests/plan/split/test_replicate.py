@@ -4,6 +4,7 @@ import pytest
 from tests.plan.split import split_rows
 
 HOW = [{}, {"accumulate": 3}, {"forget": True}, {"accumulate": 2, "forget": True}]
+HOW += [{"apart": True}, {"apart": True, "accumulate": 2, "forget": True}]
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
@@ -18,13 +19,23 @@ def test_buckets_equal_their_slow_twin(pool, num_workers, how):
                 np.testing.assert_allclose(mine[name], other[name], rtol=1e-12, atol=1e-12, err_msg=name)
 
 
-def test_on_two_workers_the_twin_is_met_bit_by_bit(pool):
+@pytest.mark.parametrize("apart", [False, True])
+def test_on_two_workers_the_twin_is_met_bit_by_bit(pool, apart):
     """Two numbers have one sum; that every worker has the same one is what keeps the copies of a model equal."""
-    (fast, slow, _), (fast_of_other, _, _) = pool.run(split_rows.fast_and_slow, {"accumulate": 2}, 2)
+    how = {"accumulate": 2, "apart": apart}
+    (fast, slow, _), (fast_of_other, _, _) = pool.run(split_rows.fast_and_slow, how, 2)
     for mine, other, third in zip(fast, slow, fast_of_other, strict=True):
         for name in other:
             assert (mine[name] == other[name]).all(), name
             assert (mine[name] == third[name]).all(), name
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_memory_in_common_is_added_up_whatever_the_shapes(pool, num_workers):
+    for found, files in pool.run(split_rows.sums_in_common, None, num_workers):
+        ones = 2**num_workers - 1
+        assert found == [{3.0 * ones}, {6.0 * ones}, {9.0 * ones}, set(), {15.0 * ones}]
+        assert files == []
 
 
 def test_buckets_do_not_outlive_who_holds_them(pool):

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from konvoi.plan.split import same_machine
 from konvoi.plan.split.parts import ROW_LENGTH, Parts, like, local, run_micro_batches
 
 # DDP's default, arXiv 2006.15704 section 4.1: large enough for bandwidth, small enough to overlap.
@@ -36,11 +37,23 @@ class Bucket:
 
 
 class Buckets:
-    """Gradients as views of flat buffers, reduced in a fixed order as soon as they are whole."""
+    """Gradients as views of flat buffers, reduced in a fixed order as soon as they are whole.
+
+    Workers that share a machine and its processors add up in memory, when all is whole: there is nothing to overlap.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
         self.group = group
-        self.buckets = [_flatten(members) for members in _assign(list(parameters)[::-1])]
+        runs = _assign(list(parameters)[::-1])
+        shapes = [(sum(local(p).numel() for p in run) + ROW_LENGTH, run[0].dtype) for run in runs]
+        on_cpu = all(run[0].device.type == "cpu" for run in runs)
+        self.common = same_machine.in_common(shapes, group) if on_cpu else None
+        held = (
+            self.common.own
+            if self.common
+            else [_zeros(run, numel) for run, (numel, _) in zip(runs, shapes, strict=True)]
+        )
+        self.buckets = [_flatten(run, sent) for run, sent in zip(runs, held, strict=True)]
         self.row: Tensor | None = None
         self.armed = False  # whether this backward pass is the step's last
         self.next = 0  # the bucket to be sent next: the same order on every worker, whoever is ready first
@@ -79,6 +92,8 @@ class Buckets:
         for bucket in self.buckets[self.next :]:
             self._send(bucket)
         self.next = len(self.buckets)
+        if self.common is not None:
+            self.common.add_up()
         for work in self.works:
             work.wait()
         self.works.clear()
@@ -104,7 +119,8 @@ class Buckets:
             self.next += 1
 
     def _send(self, bucket: Bucket) -> None:
-        self._reduce(bucket.sent)
+        if self.common is None:
+            self._reduce(bucket.sent)
 
     def _reduce(self, tensor: Tensor) -> None:
         work = dist.all_reduce(tensor, group=self.group, async_op=True)
@@ -126,10 +142,12 @@ def _assign(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
     return groups
 
 
-def _flatten(parameters: list[nn.Parameter]) -> Bucket:
-    numel, first = sum(local(p).numel() for p in parameters), parameters[0]
-    sent = torch.zeros(numel + ROW_LENGTH, dtype=first.dtype, device=first.device)
-    bucket = Bucket(sent, sent[:numel], sent[numel:], parameters)
+def _zeros(run: list[nn.Parameter], numel: int) -> Tensor:
+    return torch.zeros(numel, dtype=run[0].dtype, device=run[0].device)
+
+
+def _flatten(parameters: list[nn.Parameter], sent: Tensor) -> Bucket:
+    bucket = Bucket(sent, sent[:-ROW_LENGTH], sent[-ROW_LENGTH:], parameters)
     _restore_views(bucket)
     return bucket
 
