@@ -3,10 +3,11 @@
     python benchmarks/memory.py --json        about 8 minutes on 2 cores
 
 A GPT of 57 million parameters is trained for three steps with AdamW in fp32: its states are 907 MB in one process, 453
-MB on each worker where they are split. The meter is resident memory without files, with a share of what is held in common
-(smaps_rollup), sampled every 2 ms, less what the process held before it built the model: its process group started, and
-the same done once with a tiny model, so that torch has loaded what it needs. A ratio is the measured peak over the
-formula's. Beside it plain FSDP2 and DeepSpeed's ZeRO by the same meter, in processes that give freed memory back as ours.
+MB on each worker where they are split. The meter is resident memory without files, with a share of what is held in
+common (smaps_rollup), sampled every 2 ms, less what the process held before it built the model: its process group
+started, and the same done once with a tiny model, so that torch has loaded what it needs. A ratio is the measured peak
+over the formula's. Beside it plain FSDP2 and DeepSpeed's ZeRO by the same meter, in processes that give freed memory
+back as ours do.
 """
 
 from __future__ import annotations
