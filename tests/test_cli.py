@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from konvoi import cli
+from konvoi import cli, options
 from konvoi.errors import JobError
+from konvoi.options import parse
 
 RECIPE = """
 import konvoi as kv
@@ -85,7 +86,7 @@ def test_a_length_given_on_the_command_line_replaces_the_recipes(recipe):
     ],
 )
 def test_overrides_stand_before_or_after_the_options(words):
-    options = cli._parse(["train", "recipe.py", *words])
+    options = parse(["train", "recipe.py", *words])
     assert options.overrides == ["steps=3", "seed=2"]
     assert options.workers == 2
 
@@ -99,13 +100,13 @@ def test_overrides_stand_before_or_after_the_options(words):
     ],
 )
 def test_an_override_after_resume_is_not_taken_for_a_runs_name(words, resume, overrides):
-    options = cli._parse(["train", "recipe.py", *words])
+    options = parse(["train", "recipe.py", *words])
     assert (options.resume, options.overrides) == (resume, overrides)
 
 
 def test_the_help_shows_every_command_in_its_group():
     for verb in cli.VERBS:
-        assert f" {verb} " in cli.GROUPS
+        assert f" {verb} " in options.GROUPS
 
 
 @pytest.mark.slow

@@ -4,66 +4,23 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import konvoi
-from konvoi.errors import ConfigError, JobError, KonvoiError, did_you_mean
+from konvoi.errors import ConfigError, FleetError, JobError, KonvoiError, did_you_mean
 from konvoi.job.job import Job
-
-GROUPS = """\
-learn   train      train a recipe's job on the devices that are here
-look    evaluate   held-out figures of a run
-        generate   what a run's model writes after a prompt
-        report     write a run's report.html and say where it is
-        doctor     what this machine has, and (--self-test) whether every way of splitting computes the same here
-take    export     a run's weights as safetensors and a config, for transformers where it knows the model
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse that suggests the nearest right word."""
-
-    def error(self, message: str) -> NoReturn:
-        known = list(_options(self))
-        if message.startswith("unrecognized arguments:"):
-            word = message.split(":", 1)[1].split()[0].split("=")[0]
-            message += f"\n  hint: {did_you_mean(word, known)}"
-        if "invalid choice:" in message:
-            word = message.split("invalid choice:")[1].strip().split("'")[1]
-            message = f"no such command: {word}\n  hint: {did_you_mean(word, VERBS)}"
-        self.exit(2, f"konvoi: {message}\n")
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Overrides may stand before or after the options; argparse alone takes them in one place only."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and (options.verb != "train" or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.verb == "train" and "=" in str(options.resume):
-        rest, options.resume = [options.resume, *rest], True  # --resume without a run, then an override
-    if rest:
-        options.overrides = [*options.overrides, *rest]
-    return options
-
-
-def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Every option of a parser and of its commands: argparse reports an unknown one at the root."""
-    for action in parser._actions:
-        yield from action.option_strings
-        if isinstance(action.choices, dict):
-            for command in action.choices.values():
-                yield from _options(command)
+from konvoi.options import parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 a wrong command, 130 stopped by Ctrl-C."""
-    options = _parse(arguments)
+    options = parse(arguments)
     try:
         VERBS[options.verb](options)
     except ConfigError as error:
@@ -78,64 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="konvoi",
-        usage="konvoi VERB ...",
-        description=konvoi.__doc__,
-        epilog=GROUPS + "\nkonvoi VERB --help says more.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=konvoi.__version__)
-    verbs = parser.add_subparsers(
-        dest="verb", metavar="VERB", required=True, parser_class=Parser, help=argparse.SUPPRESS
-    )
-    train = verbs.add_parser(
-        "train",
-        description="Train the job of a recipe: a Python file that defines `job` (a kv.Job, or a function that returns "
-        "one), and perhaps `plan` and `fleet`.",
-    )
-    train.add_argument("recipe", type=Path)
-    train.add_argument(
-        "overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the job, e.g. steps=100 global_batch=16 seed=3"
-    )
-    train.add_argument("--plan", metavar="PLAN", help="e.g. dp=2,fsdp=2,precision=bf16 or '|diloco,every=50'")
-    train.add_argument("--workers", type=int, metavar="N", help="workers on this computer")
-    train.add_argument("--islands", type=int, default=1, metavar="N", help="into which they are divided, for a convoy")
-    train.add_argument("--device", metavar="KIND", help="cpu, cuda, ...")
-    train.add_argument("--oversubscribe", action="store_true", help="allow more CPU workers than cores")
-    train.add_argument("--name", help="the run's name; its folder is runs/NAME")
-    train.add_argument(
-        "--resume", nargs="?", const=True, default=False, metavar="RUN", help="go on with a run (default: the newest)"
-    )
-    train.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="default: a tenth of the run")
-    train.add_argument("--json", action="store_true", help="print events as JSON lines instead of progress")
-    train.add_argument("--tensorboard", action="store_true", help="write TensorBoard files into the run's folder too")
-    train.add_argument("--profile", action="store_true", help="write a torch trace of five steps")
-    for verb, text in (("evaluate", "Held-out figures of a run, as JSON."), ("report", "Write a run's report.html.")):
-        verbs.add_parser(verb, description=text).add_argument(
-            "run", nargs="?", default=True, help="a run's name or folder (default: the newest)"
-        )
-    generate = verbs.add_parser("generate", description="What a run's model writes after a prompt.")
-    generate.add_argument("prompt")
-    generate.add_argument("--run", default=True, metavar="RUN", help="a run's name or folder (default: the newest)")
-    generate.add_argument("--num-tokens", type=int, default=200)
-    generate.add_argument("--temperature", type=float, default=0.8)
-    generate.add_argument("--seed", type=int, default=0)
-    export = verbs.add_parser("export", description="Write a run's weights as safetensors and a config.")
-    export.add_argument("folder", type=Path)
-    export.add_argument("--merge", action="store_true", help="add adapters to the model's matrices, and write these")
-    export.add_argument("--run", default=True, metavar="RUN", help="a run's name or folder (default: the newest)")
-    doctor = verbs.add_parser("doctor", description="What this machine has, as JSON.")
-    doctor.add_argument(
-        "--self-test",
-        action="store_true",
-        help="prove on this machine's own devices that every way of splitting computes the same",
-    )
-    return parser
-
-
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace, lab: Any = None) -> None:
     from konvoi.fleet.crew import AgentHandle
     from konvoi.verbs.train import PRELOAD
 
@@ -146,11 +46,12 @@ def _train(options: argparse.Namespace) -> None:
             found=options.recipe,
             hint=did_you_mean(str(options.recipe), nearby) if nearby else "a Python file that defines `job`",
         )
-    with AgentHandle(PRELOAD) as agent:  # it loads torch while the recipe is read
+    # An agent loads torch while the recipe is read; a lab's islands have one each, on their hosts.
+    with AgentHandle(PRELOAD) if lab is None else contextlib.nullcontext() as agent:
         recipe = load_recipe(options.recipe)
         job = override(recipe_job(recipe, options.recipe), options.overrides)
         plan = konvoi.plan.parse(options.plan) if options.plan else getattr(recipe, "plan", None)
-        fleet = getattr(recipe, "fleet", None)
+        fleet = lab.fleet() if lab is not None else getattr(recipe, "fleet", None)
         if options.workers or options.device or options.oversubscribe or options.islands > 1:
             num_workers = options.workers or (plan.num_workers * options.islands if plan else None)
             kept = {"device": options.device, "oversubscribe": options.oversubscribe, "islands": options.islands}
@@ -167,6 +68,34 @@ def _train(options: argparse.Namespace) -> None:
             agent=agent,
         )
     _say(f"report: {run.folder / 'report.html'}", 0)
+
+
+def _lab(options: argparse.Namespace) -> None:
+    from konvoi.lab import Lab, Link, fault
+
+    words = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if words[:1] != ["train"]:
+        raise FleetError(
+            "a lab trains", found=" ".join(words) or "no command", expected="konvoi lab ... -- train RECIPE"
+        )
+    wanted = parse(words)
+    if any((wanted.workers, wanted.device, wanted.oversubscribe, wanted.islands > 1, wanted.resume)):
+        raise FleetError("a lab has an island of one CPU worker on each host", hint="only lab's --islands")
+    link = Link(
+        up=options.up,
+        down=options.up if options.down is None else options.down,
+        rtt=options.rtt,
+        jitter=options.jitter,
+        loss=options.loss,
+        burst=options.burst,
+        congestion=options.congestion,
+    )
+    faults = [fault(text) for text in options.fault]
+    lab = Lab(options.islands, link, cpu=options.cpu, faults=faults, seed=options.seed, say=_line)
+    with lab:
+        _line(f"lab: {lab.describe()}")
+        _train(wanted, lab)
+    _line(f"lab: {lab.describe_traffic()}")
 
 
 def _sinks(options: argparse.Namespace) -> list[Any]:
@@ -292,6 +221,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "report": _report,
     "export": _export,
     "doctor": _doctor,
+    "lab": _lab,
 }
 
 if __name__ == "__main__":

@@ -44,10 +44,11 @@ class Member:
             hello=given.run.encode(),
             encode=frames.encode,
             decode=frames.decode,
+            address=f"{given.address}:0",
             largest=max(CHUNK, anchor.largest_part()),
             on_refused=lambda peer, why: emit(Warned(message=f"{peer or 'somebody unknown'} was refused: {why}")),
         )
-        _say(folder / "address", f"127.0.0.1:{self.wire.port}")
+        _say(folder / "address", f"{given.address}:{self.wire.port}")
         rules = given.plan.rules(given.num_parts, given.batch * given.plan.steps_per_round)
         self.live = LiveConvoy(
             given.name, given.plan, rules, given.first, anchor, self.wire, Journal(folder / "journal")

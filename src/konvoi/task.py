@@ -23,6 +23,7 @@ class Membership:
     num_parts: int  # into which updates are cut
     run: str  # what all islands of the run must say alike
     folder: Path  # of the run's convoy: identities, addresses, and what islands write down
+    address: str = "127.0.0.1"  # where others reach this island
 
 
 @dataclass(frozen=True)

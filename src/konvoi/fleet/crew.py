@@ -34,8 +34,9 @@ ALLOCATOR = ":".join(
 class AgentHandle:
     """Starts an agent at once and without waiting; the first request waits for it. Use with `with`."""
 
-    def __init__(self, preload: Sequence[str] = ()) -> None:
-        self.preload = tuple(preload)
+    def __init__(self, preload: Sequence[str] = (), prefix: Sequence[str] = ()) -> None:
+        """`prefix`: what its command line begins with, for an agent that is to run elsewhere on this computer."""
+        self.preload, self.prefix = tuple(preload), tuple(prefix)
         self._start()
 
     def _start(self) -> None:
@@ -49,7 +50,7 @@ class AgentHandle:
         }
         # -P: a file of the user's called random.py must not shadow the standard library's.
         module = [sys.executable, "-P", "-m", "konvoi.fleet.agent"]
-        command = [*module, str(theirs.fileno()), str(os.getpid()), *self.preload]
+        command = [*self.prefix, *module, str(theirs.fileno()), str(os.getpid()), *self.preload]
         # A session of its own: Ctrl-C reaches the parent alone, which then asks the workers to save.
         self.process = subprocess.Popen(
             command,

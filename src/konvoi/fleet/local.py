@@ -20,8 +20,16 @@ CAUSE_S = 3.0  # how long a broken connection waits for the failure that caused 
 
 
 @dataclass(frozen=True)
+class Site:
+    """A place on this computer with a network of its own: what a command begins with to run there, and its address."""
+
+    prefix: tuple[str, ...]
+    address: str
+
+
+@dataclass(frozen=True)
 class Local:
-    """Workers on this computer. Made by `kv.fleet.local`."""
+    """Workers on this computer. Made by `kv.fleet.local`, and by a lab, which has a site for each island."""
 
     num_workers: int | None = None
     device: str | None = None
@@ -29,6 +37,8 @@ class Local:
     start: Literal["fork", "spawn"] | None = None
     oversubscribe: bool = False
     islands: int = 1
+    sites: tuple[Site, ...] = ()
+    on_step: Callable[[str, int], None] | None = None  # called with an island's name, and the step that it has taken
 
     def size(self, machine: Mapping[str, Any]) -> int:
         """The number of workers here. Raises: FleetError for more workers than devices."""

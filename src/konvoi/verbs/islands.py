@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import signal
@@ -16,6 +17,7 @@ from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.local import Local
 from konvoi.fleet.local import run as run_local
 from konvoi.job.job import Job, Prepared, prepare
+from konvoi.observe.events import Event, StepDone
 from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.sync.messages import Decision
 from konvoi.state import record
@@ -96,9 +98,12 @@ def train_islands(
     if keeping.resume:
         raise PlanError("a convoy's run cannot be resumed yet", hint="start a new one")
     names = [f"island-{number}" for number in range(fleet.islands)]
+    sites = fleet.sites or (None,) * fleet.islands
     with contextlib.ExitStack() as stack:
-        agents = [agent] if agent is not None else []
-        agents += [stack.enter_context(AgentHandle(preload)) for _ in names[len(agents) :]]
+        agents = [agent] if agent is not None and not fleet.sites else []
+        agents += [
+            stack.enter_context(AgentHandle(preload, site.prefix if site else ())) for site in sites[len(agents) :]
+        ]
         prepared = prepare(job)  # while the agents load torch
         batch = check(job, prepared, plan, fleet)
         machine = agents[0].hello()["machine"]
@@ -117,13 +122,16 @@ def train_islands(
         stop = stack.enter_context(stop_signals())
         given = memberships(prepared, plan.convoy, names, (here.folder / "convoy").resolve(), batch)
         islands = []
-        for name, agent, folder, membership in zip(names, agents, folders, given, strict=True):
+        for name, site, agent, folder, membership in zip(names, sites, agents, folders, given, strict=True):
+            if site:
+                membership = dataclasses.replace(membership, address=site.address)
             task = checked(prepared, plan.island, 1, record.Record(folder), keeping, kind, batch=batch)
             lines = (*task.derived, *plan.convoy.derived(membership.batch, prepared.num_steps))
             task = dataclasses.replace(task, membership=membership, derived=lines)
             sinks = keeping.sinks if name == names[0] else ()
             recording = stack.enter_context(Recording(record.Record(folder), task, sinks))
-            recording.begin(f"local: {name} of {len(names)}, on {kind}", machine)
+            where = f"at {site.address}" if site else f"on {kind}"
+            recording.begin(f"local: {name} of {len(names)}, {where}", machine)
             islands.append(OneIsland(name, task, agent, recording))
         run_all(islands, fleet, lambda: how_soon(stop))
     if stop and any(one.outcome is not None and one.outcome.reason == "stopped" for one in islands):
@@ -138,6 +146,11 @@ def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[]
     alone = dataclasses.replace(fleet, num_workers=1, islands=1)
     cores = int(islands[0].agent.hello()["machine"]["num_cores"])
 
+    def emit(one: OneIsland, event: Event) -> None:
+        one.recording.emit(event)
+        if fleet.on_step is not None and isinstance(event, StepDone):
+            fleet.on_step(one.name, event.step)
+
     def work(one: OneIsland) -> None:
         try:
             (one.outcome,) = run_local(
@@ -145,10 +158,10 @@ def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[]
                 one.agent,
                 record.pickled(("konvoi.loop:work", one.task)),
                 num_workers=1,
-                emit=one.recording.emit,
+                emit=functools.partial(emit, one),
                 should_stop=lambda: max(should_stop(), int(has_failed.is_set())),
                 newest_step=lambda: record.Record(one.task.folder).newest_step() or 0,
-                num_cores=max(1, cores // len(islands)),
+                num_cores=1 if fleet.sites else max(1, cores // len(islands)),
             )
             one.recording.end(one.outcome)
         except BaseException as error:
