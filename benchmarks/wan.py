@@ -1,11 +1,18 @@
 """Islands far apart: what is learnt over a few bytes, and how much of their time they train.
 
     python benchmarks/wan.py --part learning --json        hours, at the first time: runs accumulate in results/
+    python benchmarks/wan.py --part speed --json           about 50 minutes on 2 cores, as root
 
 **learning**: four islands against synchronous training at equal tokens. For each of five rates of bytes (data
 parallelism's own, and a 25th, 100th, 400th and 1000th of it) the best of as many trials is taken on one held-out split,
 at half the length; it is trained anew from other seeds, in full, and compared on another split. `loss_gap_R` is the
 mean of the seeds' relative gaps and one standard error. `_learning.py` is one run.
+
+**speed**: four islands of 0.4 cores in a lab (`_far.py`), with the plans that the learning part has chosen for a 100th
+and a 400th of the bytes. `utilization` is steps a second, over whole rounds, over those of the same islands that never
+exchange. `speedup_of_possible`: how much quicker than torch DDP on the same link, over how much quicker its step would
+be without a network. `alone_ratio` shows that a quota is a machine of its own: the step time of an island while the
+three others are stopped, over that while they train.
 """
 
 from __future__ import annotations
@@ -17,10 +24,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import _harness
 from _harness import Figure, Options, Result, say
@@ -128,25 +136,113 @@ def in_processes(trials: Sequence[Trial], runs: Runs, num_processes: int) -> Non
         list(pool.map(run, range(len(missing))))
 
 
+# -- speed -----------------------------------------------------------------------------------------------------------
+
+SPEED = ("utilization", "speedup_of_possible", "utilization_bad_bbr", "utilization_bad_cubic")
+ROUNDS = 5  # whole ones, after the first
+NEVER, ALONE = 24, 8  # steps without an exchange, and of the first island while the others are stopped
+
+
+def speed(options: Options, plans: Mapping[int, str]) -> Result:
+    """`plans`: by rate, as the command line has them."""
+    import _far
+    from konvoi.lab import Link
+
+    shape = _far.QUICK if options.quick else _far.Shape()
+    never, alone = (8, 3) if options.quick else (NEVER, ALONE)
+    bad = {"up": 20, "down": 20, "rtt": 200, "loss": 0.01, "burst": 3}
+    links = {
+        "utilization": (plans[100], Link()),
+        "utilization_bad_bbr": (plans[400], Link(**bad, congestion="bbr")),
+        "utilization_bad_cubic": (plans[400], Link(**bad, congestion="cubic")),
+    }
+    free_s, alone_s = _free(_far, shape, never, alone)
+    figures: dict[str, Figure] = {"free_step_s": free_s, "alone_ratio": alone_s / free_s}
+    steps: dict[str, float] = {}
+    for name, (text, link) in links.items():
+        convoy = _convoy(text)
+        every = convoy.every if not options.quick else 2
+        convoy = replace(convoy, every=every)
+        rounds = 1 if options.quick else ROUNDS
+        say(f"{name}: {text} over {link.describe()}")
+        trace = _far.train(convoy, link, shape, every * (rounds + 1) + 1)
+        steps[name] = trace.step_s(every, every * (rounds + 1))
+        figures |= {
+            name: free_s / steps[name],
+            f"{name}_step_s": steps[name],
+            f"{name}_mb_sent": max(trace.sent) / 1e6,
+            f"{name}_plan": text,
+            f"{name}_plan_hash": _convoy(text).hash,
+        }
+    ddp = {
+        exchange: _far.data_parallel(Link(), shape, 4 if options.quick else 11, exchange=exchange)
+        for exchange in (True, False)
+    }
+    figures |= {
+        "ddp_step_s": ddp[True],
+        "ddp_compute_step_s": ddp[False],
+        "speedup": ddp[True] / steps["utilization"],
+        "speedup_possible": ddp[True] / ddp[False],
+        "speedup_of_possible": ddp[False] / steps["utilization"],
+    }
+    return Result(figures)
+
+
+def _free(far: Any, shape: Any, steps: int, alone: int) -> tuple[float, float]:
+    """Seconds of a step of islands that never exchange, and of the first while the others are stopped."""
+    from konvoi.lab import Link
+    from konvoi.plan.convoy import Convoy
+
+    held: list[Any] = []
+
+    def on_step(lab: Any, name: str, step: int) -> None:
+        if name == "island-0" and step == steps + 1:
+            held.append(far.stopped(lab.hosts[1:]))
+            held[0].__enter__()
+        elif name == "island-0" and step == steps + 1 + alone:
+            held[0].__exit__(None, None, None)
+
+    total = steps + alone + 1
+    trace = far.train(Convoy(every=total + 1), Link(), shape, total, on_step)
+    first = trace.ends["island-0"]
+    before = replace(trace, ends={name: ends[:steps] for name, ends in trace.ends.items()})
+    return before.step_s(4, steps), (first[steps + alone] - first[steps + 1]) / (alone - 1)
+
+
+def _convoy(text: str) -> Any:
+    from konvoi.plan.convoy import Plan, parse
+
+    plan = parse(f"|{text}")
+    assert isinstance(plan, Plan)
+    return plan.convoy
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--part", choices=("learning",), default="learning")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where finished runs are")
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
+    parser.add_argument("--part", choices=("learning", "speed"), default="learning")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="where finished runs of the learning part are")
+    parser.add_argument("--processes", type=int, default=2, help="its runs at a time")
     parser.add_argument("--trial", help=argparse.SUPPRESS)
     args, rest = parser.parse_known_args()
     runs = Runs(args.runs)
     if args.trial:
         runs.add(_read(args.trial).run())
-        return
-    run_all = functools.partial(in_processes, num_processes=args.processes)
-    with tempfile.TemporaryDirectory() as folder:  # what a quick look runs is not kept
-        short = Runs(Path(folder) / "runs")
+    elif args.part == "speed":
+        plans = {rate: TRIALS[rate][0].plan for rate in (100, 400)}
+        if not runs.missing([trial for rate in plans for trial in TRIALS[rate]]):
+            plans = {rate: best(TRIALS[rate], runs).plan for rate in plans}
+        else:
+            say("the learning part has not chosen yet: the first plan of each rate is taken")
+        _harness.main("wan_speed", SPEED, lambda options: speed(options, plans), argv=rest)
+    else:
+        run_all = functools.partial(in_processes, num_processes=args.processes)
+        with tempfile.TemporaryDirectory() as folder:  # what a quick look runs is not kept
+            short = Runs(Path(folder) / "runs")
 
-        def measure(options: Options) -> Result:
-            return learning(options, short if options.quick else runs, run_all)
+            def measure(options: Options) -> Result:
+                return learning(options, short if options.quick else runs, run_all)
 
-        _harness.main("wan_learning", LEARNING, measure, argv=rest)
+            _harness.main("wan_learning", LEARNING, measure, argv=rest)
 
 
 def _read(text: str) -> Trial:

@@ -27,6 +27,7 @@ class Host:
 
     name: str  # of its namespace
     address: str
+    device: str  # the network's, inside
     group: Path | None  # its cgroup; None: no quota
 
     @property
@@ -83,7 +84,7 @@ def make(tag: str, number: int, link: Link, cores: float | None) -> tuple[Host, 
         if link.congestion:
             _allow(link.congestion)
             _run("ip", "netns", "exec", name, "sysctl", "-qw", f"net.ipv4.tcp_congestion_control={link.congestion}")
-        host = Host(name, address, _group(name) if cores is not None else None)
+        host = Host(name, address, device, _group(name) if cores is not None else None)
         if cores is not None:
             host.limit(cores)
     except BaseException:

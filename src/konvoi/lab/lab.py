@@ -98,12 +98,13 @@ class Lab:
             self._switch.kill()
             self._switch.wait()
 
-    def fleet(self) -> Local:
+    def fleet(self, seen: Callable[[str, int], None] = lambda name, step: None) -> Local:
         """One island of one worker on each host; the faults begin when all have taken a step. Those that are killed
-        come back as often as they are."""
+        come back as often as they are. `seen` is called with an island's name and a step that it has taken."""
         waiting = {f"island-{number}" for number in range(self.num_hosts)}
 
         def on_step(name: str, step: int) -> None:
+            seen(name, step)
             waiting.discard(name)
             if not waiting:
                 self.begin()

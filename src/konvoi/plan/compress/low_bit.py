@@ -35,15 +35,24 @@ class LowBit:
         import torch.nn.functional as F
 
         blocks = F.pad(values.detach(), (0, -len(values) % self.block)).view(-1, self.block)
-        scales = blocks.square().mean(1).sqrt_().bfloat16()
-        inverse = (1 / (scales.to(values.dtype) * STEPS[self.bits])).nan_to_num_(posinf=0.0)
+        scales = torch.linalg.vector_norm(blocks, dim=1).mul_(self.block**-0.5).bfloat16()
+        told: bytes = scales.view(torch.int16).numpy().tobytes()
+        return told + self._packed(blocks, scales)
+
+    def _packed(self, blocks: Tensor, scales: Tensor) -> bytes:
+        import numpy as np
+        import torch
+
+        if self.bits == 1:
+            return np.packbits((blocks >= 0).numpy(), bitorder="little").tobytes()
+        inverse = (1 / (scales.to(blocks.dtype) * STEPS[self.bits])).nan_to_num_(posinf=0.0)
         half = 1 << (self.bits - 1)
         codes = (blocks * inverse[:, None]).floor_().clamp_(-half, half - 1).add_(half).to(torch.uint8).view(-1)
         per_byte = 8 // self.bits
-        packed = codes[0::per_byte].clone()
+        packed: Tensor = codes[0::per_byte].clone()
         for place in range(1, per_byte):
             packed |= codes[place::per_byte] << (place * self.bits)
-        return scales.view(torch.int16).numpy().tobytes() + packed.numpy().tobytes()
+        return packed.numpy().tobytes()
 
     def decode(self, data: bytes, like: Tensor) -> Tensor:
         import torch
@@ -54,12 +63,21 @@ class LowBit:
         scales = whole[: 2 * num_blocks].view(torch.bfloat16).to(like.dtype)
         if not (scales.isfinite() & (scales >= 0)).all():
             raise MessageRefused("an update is not finite", expected="scales that are numbers of at least 0")
-        packed, half, per_byte = whole[2 * num_blocks :], 1 << (self.bits - 1), 8 // self.bits
-        values = like.new_empty(num_blocks * self.block)
+        values = self._unpacked(whole[2 * num_blocks :], like).view(num_blocks, self.block)
+        return values.mul_((scales * STEPS[self.bits])[:, None]).view(-1)[: len(like)]
+
+    def _unpacked(self, packed: Tensor, like: Tensor) -> Tensor:
+        """In steps of the quantizer."""
+        import torch
+
+        half, per_byte = 1 << (self.bits - 1), 8 // self.bits
+        if self.bits == 1:
+            of_byte = torch.arange(256)[:, None] >> torch.arange(8) & 1
+            return (of_byte - 0.5).to(like.dtype).index_select(0, packed.int())
+        values = like.new_empty(len(packed) * per_byte)
         for place in range(per_byte):
             values[place::per_byte] = packed >> (place * self.bits) & (2 * half - 1)
-        blocks = values.add_(0.5 - half).view(num_blocks, self.block)
-        return blocks.mul_((scales * STEPS[self.bits])[:, None]).view(-1)[: len(like)]
+        return values.add_(0.5 - half)
 
     def num_bytes(self, length: int, itemsize: int = 4) -> int:
         num_blocks = -(-length // self.block)
