@@ -20,6 +20,7 @@ from konvoi.notebook import Notebook
 from konvoi.parcels import Parcels
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.anchor import Anchor
+from konvoi.plan.sync import events as ev
 from konvoi.plan.sync import leases
 from konvoi.plan.sync import state as st
 from konvoi.plan.sync.messages import Decided, Decision, Message, Piece, Range, Result, State, StateAsk
@@ -72,9 +73,10 @@ class LiveConvoy:
         self._is_holding = is_back
         with self._lock:
             self.wire.join(name, self.receive, self.find)
+            self.wire.watch(name, lambda peer, whether: self.happen((ev.Found if whether else ev.Lost)(peer)))
             if not is_back:
                 self._notebook.write(self.state.durable())  # whoever restarts from now on is back
-            self.happen(st.Started(stands=not is_back))
+            self.happen(ev.Started(stands=not is_back))
 
     def fail(self, error: BaseException) -> None:
         """This island cannot go on; its training loop raises the reason."""
@@ -95,7 +97,7 @@ class LiveConvoy:
         with self._lock:
             self.step += 1
             self.tally.add(samples, weight, gradients)
-            self.happen(st.Stepped(self.step))
+            self.happen(ev.Stepped(self.step))
         self.catch_up()
 
     def catch_up(self) -> bool:
@@ -132,7 +134,7 @@ class LiveConvoy:
         else:
             if isinstance(message, Decided) and self._newcomer is not None and message.round > self.state.round:
                 self._newcomer.decided(message.decision)  # too far ahead for the machine, which goes step by step
-            self.happen(st.Received(sender, message))
+            self.happen(ev.Received(sender, message))
 
     def find(self, hash: str) -> bytes | None:
         data = self._parcels.find(hash)
@@ -141,7 +143,7 @@ class LiveConvoy:
     def _fetch(self, sender: str, message: Piece | Result) -> None:
         def here(is_right: bool) -> None:
             if is_right:
-                self.happen(st.Received(sender, message))
+                self.happen(ev.Received(sender, message))
             else:
                 self.refuse(sender)  # it will be asked for again
 
@@ -155,7 +157,7 @@ class LiveConvoy:
         if state is not None:
             self.wire.send(self.name, sender, state)
 
-    def _get_state(self, action: st.Fetch) -> None:
+    def _get_state(self, action: ev.Fetch) -> None:
         last = self.state.last
         if self._newcomer is None:
             self._newcomer = Newcomer(self.name, self.anchor, self._parcels, self.wire, self.refuse, last)
@@ -172,14 +174,14 @@ class LiveConvoy:
         self._newcomer = None
         self.tally.drop()
         self._is_holding = False
-        self.happen(st.Fetched(decision))
+        self.happen(ev.Fetched(decision))
 
     def refuse(self, sender: str) -> None:
         self.refused[sender] = self.refused.get(sender, 0) + 1
 
     # -- the machine --------------------------------------------------------------------------------------------------
 
-    def happen(self, event: st.Event) -> None:
+    def happen(self, event: ev.Event) -> None:
         with self._lock:
             if self.error is not None:
                 return
@@ -194,22 +196,22 @@ class LiveConvoy:
                 raise
             self._changed.notify_all()
 
-    def _persist(self, action: st.Persist) -> None:
+    def _persist(self, action: ev.Persist) -> None:
         self._notebook.write(action.durable)
 
-    def _send(self, action: st.Send) -> None:
+    def _send(self, action: ev.Send) -> None:
         self.wire.send(self.name, action.to, action.message)
 
-    def _set_timer(self, action: st.SetTimer) -> None:
+    def _set_timer(self, action: ev.SetTimer) -> None:
         key = self._timers[action.name] = self._timers.get(action.name, 0) + 1
 
         def over() -> None:
             if self._timers[action.name] == key:
-                self.happen(st.Timer(action.name, action.round))
+                self.happen(ev.Timer(action.name, action.round))
 
         self.wire.after(action.seconds, over)
 
-    def _snapshot(self, action: st.Snapshot) -> None:
+    def _snapshot(self, action: ev.Snapshot) -> None:
         self._between_steps.append(Turn(lambda: self._take(action.round)))
 
     def _take(self, round: int) -> None:
@@ -224,19 +226,19 @@ class LiveConvoy:
 
         def encoded(made: tuple[list[bytes], str]) -> None:
             names = tuple(self._parcels.keep(data) for data in made[0])
-            self.happen(st.Snapshotted(round, own.samples, own.weight, names, made[1]))
+            self.happen(ev.Snapshotted(round, own.samples, own.weight, names, made[1]))
 
         self.wire.work(work, encoded)
 
-    def _reduce(self, action: st.Reduce) -> None:
+    def _reduce(self, action: ev.Reduce) -> None:
         updates = [(one.weight, self._parcels[one.parts[action.part]]) for one in action.updates]
 
         def done(data: bytes) -> None:
-            self.happen(st.Summed(action.round, action.ballot, action.part, self._parcels.keep(data)))
+            self.happen(ev.Summed(action.round, action.ballot, action.part, self._parcels.keep(data)))
 
         self.wire.work(lambda: self.anchor.reduce(action.round, action.part, updates), done)
 
-    def _apply(self, action: st.Apply) -> None:
+    def _apply(self, action: ev.Apply) -> None:
         decision, counted = action.decision, action.counted
         is_own = counted is not None and counted == action.own
         if is_own:
@@ -259,7 +261,7 @@ class LiveConvoy:
 
         self.wire.work(lambda: self.anchor.decode(decision.round, results), decoded)
 
-    def _go_on(self, action: st.Apply, is_own: bool, mean: Tensor | None) -> None:
+    def _go_on(self, action: ev.Apply, is_own: bool, mean: Tensor | None) -> None:
         round = action.decision.round
         if mean is not None and self.plan.updates == "gradients":
             self.anchor.keep_left(round, is_own)
@@ -271,21 +273,21 @@ class LiveConvoy:
         state = self.state  # which may be in a later round already
         self._is_holding = state.snapped is not None and state.step - state.snapped >= state.rules.max_ahead
 
-    def _hold(self, action: st.Hold) -> None:
+    def _hold(self, action: ev.Hold) -> None:
         self._is_holding = True
 
-    def _out(self, action: st.Out) -> None:
+    def _out(self, action: ev.Out) -> None:
         self.is_out = True
 
 
 ACTIONS: dict[type, Callable[..., None]] = {
-    st.Persist: LiveConvoy._persist,
-    st.Send: LiveConvoy._send,
-    st.SetTimer: LiveConvoy._set_timer,
-    st.Snapshot: LiveConvoy._snapshot,
-    st.Reduce: LiveConvoy._reduce,
-    st.Apply: LiveConvoy._apply,
-    st.Hold: LiveConvoy._hold,
-    st.Fetch: LiveConvoy._get_state,
-    st.Out: LiveConvoy._out,
+    ev.Persist: LiveConvoy._persist,
+    ev.Send: LiveConvoy._send,
+    ev.SetTimer: LiveConvoy._set_timer,
+    ev.Snapshot: LiveConvoy._snapshot,
+    ev.Reduce: LiveConvoy._reduce,
+    ev.Apply: LiveConvoy._apply,
+    ev.Hold: LiveConvoy._hold,
+    ev.Fetch: LiveConvoy._get_state,
+    ev.Out: LiveConvoy._out,
 }

@@ -33,6 +33,9 @@ class Guarded:
     def join(self, name: str, receive: Callable[[str, Any], None], find: Callable[[str], bytes | None]) -> None:
         self._wire.join(name, self._guarded(receive), self._guarded(find))
 
+    def watch(self, name: str, reaches: Callable[[str, bool], None]) -> None:
+        self._wire.watch(name, self._guarded(reaches))
+
     def send(self, sender: str, to: str, message: Any) -> None:
         self._wire.send(sender, to, message)
 

@@ -17,8 +17,8 @@ from konvoi.job.data.loader import Leased
 from konvoi.observe.events import Emit, Warned
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.exchange.chunks import CHUNK
+from konvoi.plan.sync import events as ev
 from konvoi.plan.sync import frames
-from konvoi.plan.sync import state as st
 from konvoi.security.identity import Identity
 from konvoi.state.journal import Journal
 from konvoi.task import Task
@@ -87,7 +87,7 @@ class Member:
         """The others have to agree to it; until then they may need this island's vote, and what it holds."""
         folder, names = self.given.folder, self.given.first.members
         (folder / self.given.name / "done").touch()
-        self.live.happen(st.Leaving())
+        self.live.happen(ev.Leaving())
         until = time.monotonic() + LEAVE_S
         while not self.live.is_out and not all((folder / name / "done").exists() for name in names):
             if self.is_over() and time.monotonic() > until:

@@ -139,6 +139,10 @@ class Wire(Protocol):
         """`receive(sender, message)` is called for what is sent to `name`; `find(hash)` for what others fetch."""
         ...
 
+    def watch(self, name: str, reaches: Callable[[str, bool], None]) -> None:
+        """`reaches(peer, whether)` is called when a peer comes within reach of `name`, and when it is out of it."""
+        ...
+
     def send(self, sender: str, to: str, message: Any) -> None:
         """It may be lost; whoever misses it asks again."""
         ...

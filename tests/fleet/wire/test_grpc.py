@@ -75,6 +75,17 @@ def meet(one, *others):
     until(lambda: all(o.wire.open_lanes().get(one.wire.name, 0) >= one.wire.num_lanes for o in others))
 
 
+def test_it_is_told_who_comes_within_reach_and_who_goes(ends):
+    one, other = ends("a"), ends("b")
+    told = queue.Queue()
+    one.wire.watch("a", lambda peer, whether: told.put((peer, whether)))
+    meet(other, one)
+    assert told.get(timeout=10) == ("b", True)
+    other.wire.close()
+    assert told.get(timeout=10) == ("b", False)
+    assert told.empty()
+
+
 def until(is_so, seconds=15):
     end = time.monotonic() + seconds
     while not is_so():

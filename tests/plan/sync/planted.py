@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from unittest.mock import patch
 
-from konvoi.plan.sync import hearing, leases, propose, round, state
+from konvoi.plan.sync import events, hearing, leases, propose, round
 from konvoi.plan.sync.messages import Promise
 from konvoi.plan.sync.state import Durable, State
 
@@ -75,7 +75,7 @@ def joiner_votes_early():
     def propose_to_all(s, out, value):
         s.phase, s.proposal, s.accepted = "propose", value, frozenset()
         for peer in s.everybody:
-            out.append(state.Send(peer, propose.Propose(s.round, s.ballot, value)))
+            out.append(events.Send(peer, propose.Propose(s.round, s.ballot, value)))
 
     return _all(
         patch.object(State, "is_voter", property(lambda s: s.me in s.everybody)),
@@ -131,7 +131,7 @@ def promise_without_the_vote():
         original(s, out, sender, message)
         out[:] = [
             replace(one, message=replace(one.message, vote=None))
-            if isinstance(one, state.Send) and isinstance(one.message, Promise)
+            if isinstance(one, events.Send) and isinstance(one.message, Promise)
             else one
             for one in out
         ]
@@ -141,14 +141,14 @@ def promise_without_the_vote():
 
 def first_ballot_run_again():
     """A proposer that was restarted begins as if it never had."""
-    original = round.EVENTS[state.Started]
+    original = round.EVENTS[events.Started]
 
     def started(s, out, event):
         if s.promised == 0:
             s.promised = -1
         original(s, out, event)
 
-    return patch.dict(round.EVENTS, {state.Started: started})
+    return patch.dict(round.EVENTS, {events.Started: started})
 
 
 def votes_without_the_sums():

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from konvoi.plan.sync import events as ev
 from konvoi.plan.sync import leases
 from konvoi.plan.sync import state as st
 from konvoi.plan.sync.messages import Accepted, Decision, Promise, Propose, Select
@@ -141,10 +142,12 @@ class World:
         for fault in given.faults:
             if fault.when != "vote":
                 self.push(fault.at, "fault", "", fault)
+        if given.seed % 2:  # the others have wires that say nothing
+            self.push(1.0, "hint", "", None)
 
     def add(self, name: str, state: st.State, *, stands: bool) -> None:
         self.hosts[name] = Host(name, state, state.durable(), self.random.uniform(0.25, 0.6))
-        self.push(self.now, "event", name, (0, st.Started(stands)))
+        self.push(self.now, "event", name, (0, ev.Started(stands)))
         if state.can_be_member:
             self.push(self.now + 0.1, "step", name, 0)
 
@@ -163,6 +166,8 @@ class World:
             self.now, _, kind, name, what = heapq.heappop(self.queue)
             if kind == "fault":
                 self.fault(what)
+            elif kind == "hint":
+                self.hint()
             elif kind == "restart":
                 self.restart(name)
             elif kind == "step":
@@ -174,10 +179,10 @@ class World:
         self.check_alive()
         return self.seen
 
-    def deliver(self, host: Host, life: int, event: st.Event) -> None:
+    def deliver(self, host: Host, life: int, event: ev.Event) -> None:
         if not host.alive:
             return
-        if isinstance(event, st.Received):
+        if isinstance(event, ev.Received):
             if not self.is_cut(event.sender, host.name):
                 self.happen(host, event)
         elif life == host.life:
@@ -188,45 +193,45 @@ class World:
                 event = event.timer
             self.happen(host, event)
 
-    def happen(self, host: Host, event: st.Event) -> None:
-        if self.traced and not isinstance(event, st.Stepped):
+    def happen(self, host: Host, event: ev.Event) -> None:
+        if self.traced and not isinstance(event, ev.Stepped):
             self.say(f"{host.name} <- {_short(event)}")
         host.state, actions = advance(host.state, event)
         for action in actions:
             if not self.act(host, action):
                 return  # crashed
 
-    def act(self, host: Host, action: st.Action) -> bool:
-        if isinstance(action, st.Persist):
+    def act(self, host: Host, action: ev.Action) -> bool:
+        if isinstance(action, ev.Persist):
             return self.write(host, action.durable)
-        if isinstance(action, st.Send):
+        if isinstance(action, ev.Send):
             self.send(host.name, action)
-        elif isinstance(action, st.SetTimer):
+        elif isinstance(action, ev.SetTimer):
             host.timers[action.name] = self.count
-            waiting = Waiting(st.Timer(action.name, action.round), self.count)
+            waiting = Waiting(ev.Timer(action.name, action.round), self.count)
             self.push(self.now + action.seconds, "event", host.name, (host.life, waiting))
-        elif isinstance(action, st.Snapshot):
+        elif isinstance(action, ev.Snapshot):
             host.snapshots += 1
             parts = tuple(
                 digest(host.name, action.round, host.snapshots, host.life, part) for part in range(RULES.num_parts)
             )
             self.made[parts] = host.moved
-            event = st.Snapshotted(action.round, len(host.moved), float(len(host.moved)), parts, host.model[1])
+            event = ev.Snapshotted(action.round, len(host.moved), float(len(host.moved)), parts, host.model[1])
             self.push(self.now + 0.05, "event", host.name, (host.life, event))
-        elif isinstance(action, st.Reduce):
+        elif isinstance(action, ev.Reduce):
             hash = summed(host.name, action.part, [one.parts[action.part] for one in action.updates])
-            event = st.Summed(action.round, action.ballot, action.part, hash)
+            event = ev.Summed(action.round, action.ballot, action.part, hash)
             self.push(self.now + 0.05, "event", host.name, (host.life, event))
-        elif isinstance(action, st.Apply):
+        elif isinstance(action, ev.Apply):
             self.check_apply(host, action)
             host.holds = False
-        elif isinstance(action, st.Fetch):
+        elif isinstance(action, ev.Fetch):
             if not host.fetching:
                 self.push(self.now + self.random.uniform(0.3, 2.0), "fetch", host.name, (host.life, 0))
             host.fetching = action.peers
-        elif isinstance(action, st.Hold):
+        elif isinstance(action, ev.Hold):
             host.holds = True
-        elif isinstance(action, st.Out):
+        elif isinstance(action, ev.Out):
             self.say(f"{host.name} is out")
             host.alive, host.life = False, host.life + 1
             return False
@@ -238,7 +243,7 @@ class World:
             if not host.holds:
                 host.steps += 10
                 self.read_on(host)
-                self.happen(host, st.Stepped(host.steps))
+                self.happen(host, ev.Stepped(host.steps))
             if host.alive:
                 self.push(self.now + host.speed, "step", name, life)
 
@@ -248,7 +253,7 @@ class World:
             ours = [n for start, stop in host.state.last.lease_of(host.name) for n in range(start, stop)]
             host.moved = tuple(ours[: len(host.moved) + self.random.randint(1, 4)])
 
-    def send(self, sender: str, action: st.Send) -> None:
+    def send(self, sender: str, action: ev.Send) -> None:
         self.check_told(sender, action.message)
         is_vote = isinstance(action.message, Propose)
         if is_vote and self.at_vote and self.at_vote[0].at <= self.now < QUIET_AT - 5:
@@ -268,7 +273,7 @@ class World:
             seconds = 0.02 + self.random.expovariate(1 / self.given.delay) * (1 if self.now < QUIET_AT else 0.1)
             self.seen["delay"] += seconds > 0.3
             self.seen["reordering"] += number or seconds > 0.5  # others, sent later, come before it
-            self.push(self.now + seconds, "event", action.to, (-1, st.Received(sender, action.message)))
+            self.push(self.now + seconds, "event", action.to, (-1, ev.Received(sender, action.message)))
 
     def is_cut(self, sender: str, to: str) -> bool:
         return any(until > self.now and (sender, to) in pairs for until, pairs in self.cuts)
@@ -306,7 +311,7 @@ class World:
             self.seen["roster change"] += 1
             for host in who:
                 if host.alive:
-                    self.happen(host, st.Leaving())
+                    self.happen(host, ev.Leaving())
 
     def jump(self, host: Host, seconds: float) -> None:
         """Ten minutes forth: every timer that waits is over. Back: none is later for it, as what counts is the wait."""
@@ -322,6 +327,18 @@ class World:
             self.say(f"-- {host.name} is dead")
             self.push(min(self.now + seconds, QUIET_AT), "restart", host.name, None)
 
+    def hint(self) -> None:
+        """What a wire says of its peers: mostly true, and late; sometimes neither."""
+        for name, host in self.hosts.items():
+            for other in self.hosts:
+                if host.alive and other != name and self.random.random() < 0.5:
+                    is_gone = not self.hosts[other].alive or self.is_cut(other, name) or self.is_cut(name, other)
+                    is_said = is_gone != (self.random.random() < 0.1 and self.now < QUIET_AT)
+                    if is_said != (other in host.state.lost):
+                        self.seen["hint"] += 1
+                        self.happen(host, (ev.Lost if is_said else ev.Found)(other))
+        self.push(self.now + 1.0, "hint", "", None)
+
     def restart(self, name: str) -> None:
         host = self.hosts[name]
         host.alive, host.holds, host.steps, host.moved, host.fetching = True, False, 0, (), ()
@@ -335,7 +352,7 @@ class World:
         host.model = (disk.last.round, self.anchors.get(disk.last.round, "")) if has_model else (-2, "")
         host.state = st.State(name, self.rules, disk.last, disk.promised, disk.vote, held=host.sums, kept=kept)
         self.say(f"-- {name} is back at round {disk.last.round}")
-        self.push(self.now, "event", name, (host.life, st.Started(has_model)))
+        self.push(self.now, "event", name, (host.life, ev.Started(has_model)))
         if host.state.can_be_member:
             self.push(self.now + 0.1, "step", name, host.life)
 
@@ -355,7 +372,7 @@ class World:
             self.push(self.now + 1.0, "fetch", name, (life, tries + 1))
             return
         host.holds, host.fetching, host.moved = False, (), ()
-        self.happen(host, st.Fetched(decision))
+        self.happen(host, ev.Fetched(decision))
 
     def write(self, host: Host, durable: st.Durable) -> bool:
         is_vote = durable.vote is not None and durable.vote != host.disk.vote
@@ -450,7 +467,7 @@ class World:
             if hash != summed(owner, part, [one.parts[part] for one in decision.updates]):
                 raise Violation(f"round {decision.round}: part {part} is not the sum of what was counted, by its owner")
 
-    def check_apply(self, host: Host, action: st.Apply) -> None:
+    def check_apply(self, host: Host, action: ev.Apply) -> None:
         decision = action.decision
         if host.model != (decision.round - 1, self.anchors[decision.round - 1]):
             raise Violation(f"{host.name} applies round {decision.round} to the model of round {host.model[0]}")
@@ -483,7 +500,7 @@ class World:
 class Waiting:
     """A timer in the queue; the newest of its name counts."""
 
-    timer: st.Timer
+    timer: ev.Timer
     key: int
 
 
@@ -492,7 +509,7 @@ def summed(owner: str, part: int, parts: list[str]) -> str:
 
 
 def _short(event: object) -> str:
-    if isinstance(event, st.Received):
+    if isinstance(event, ev.Received):
         return f"{type(event.message).__name__} of {event.sender}: " + str(event.message)[:110]
     return str(event)[:110]
 

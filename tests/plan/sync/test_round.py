@@ -12,6 +12,7 @@ from tests.plan.sync import planted, simulation
 FAULTS = (
     *("loss", "delay", "duplication", "reordering", "partition", "one-way", "crash", "clock", "roster change"),
     "restart with the last write lost",
+    "hint",
 )
 CHUNK = 50
 

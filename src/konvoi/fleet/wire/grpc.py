@@ -26,6 +26,7 @@ from konvoi.security.identity import Identity
 T = TypeVar("T")
 METHOD = "/konvoi.Wire/Lane"
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+GRACE_S = 1.0  # for a lane to open again, before its peer is told to be out of reach
 OPTIONS = [
     ("grpc.max_receive_message_length", 2 << 20),
     ("grpc.max_send_message_length", 2 << 20),
@@ -61,6 +62,8 @@ class Peers:
         self.received_bytes, self.sent_bytes = 0, 0
         self._receive: Callable[[str, Any], None] = lambda sender, message: None
         self._find: Callable[[str], bytes | None] = lambda hash: None
+        self._reaches: Callable[[str, bool], None] = lambda peer, whether: None
+        self._reached: set[str] = set()
         self._fetching = Fetching(largest)
         self._lanes = self._fetching.lanes
         self._dialing: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -79,6 +82,10 @@ class Peers:
     def join(self, name: str, receive: Callable[[str, Any], None], find: Callable[[str], bytes | None]) -> None:
         assert name == self.name
         self._receive, self._find = receive, find
+
+    def watch(self, name: str, reaches: Callable[[str, bool], None]) -> None:
+        assert name == self.name
+        self._reaches = reaches
 
     def dial(self, addresses: Mapping[str, Callable[[], str | None]]) -> None:
         """Keep lanes open to these peers, by name, from now on. Where each is, is asked at every try; None: not known
@@ -236,6 +243,9 @@ class Peers:
                     return
                 is_open = True
                 self._fetching.opened(lane)
+                if lane.peer not in self._reached:
+                    self._reached.add(lane.peer)
+                    self._reaches(lane.peer, True)
                 continue
             try:
                 self._hear(lane, frame)
@@ -249,6 +259,13 @@ class Peers:
         for task in lane.serving:
             task.cancel()
         self._fetching.lost(lane)
+        if lane.peer in self._reached and not self._lanes.get(lane.peer):
+            self._loop.call_later(GRACE_S, self._is_gone, lane.peer)
+
+    def _is_gone(self, peer: str) -> None:
+        if peer in self._reached and not self._lanes.get(peer):
+            self._reached.discard(peer)
+            self._reaches(peer, False)
 
     def _ban(self, peer: str) -> None:
         self._banned.add(peer)

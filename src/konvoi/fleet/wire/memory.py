@@ -24,6 +24,9 @@ class Hub:
         self._receive[name], self._find[name] = receive, find
         self.sent_bytes.setdefault(name, 0)
 
+    def watch(self, name: str, reaches: Callable[[str, bool], None]) -> None:
+        """Nobody is out of reach of memory."""
+
     def leave(self, name: str) -> None:
         """What is on its way to it is lost."""
         del self._receive[name], self._find[name]

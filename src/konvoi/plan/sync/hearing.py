@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from konvoi.plan.sync import leases, propose
+from konvoi.plan.sync.events import Action, Fetch, Out, Send, SetTimer
 from konvoi.plan.sync.messages import (
     Accepted,
     Ask,
@@ -24,7 +25,7 @@ from konvoi.plan.sync.messages import (
     Select,
     Want,
 )
-from konvoi.plan.sync.state import Action, Fetch, Out, Send, SetTimer, State
+from konvoi.plan.sync.state import State
 
 
 def receive(s: State, out: list[Action], sender: str, message: Any) -> None:
@@ -62,6 +63,7 @@ def _on_guest(s: State, out: list[Action], sender: str, message: Ask | Join | Le
         s.left -= {sender}
         if message.stands:
             s.standing |= {sender}
+        s.fetching = s.fetching - {sender} if message.stands else s.fetching | ({sender} & {*s.last.members})
     else:
         out += [Send(sender, Result(s.round, hash)) for hash in message.wants if hash in s.held]
     _tell(s, out, sender, message.round + 1)
@@ -97,6 +99,7 @@ def _on_offer(s: State, out: list[Action], sender: str, message: Offer) -> None:
         out.append(SetTimer("patience", s.round, propose.patience(s)))
     propose.set_deadline(s, out)
     s.offers = {**s.offers, sender: update}
+    s.fetching -= {sender}
 
 
 def _on_select(s: State, out: list[Action], sender: str, message: Select) -> None:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 from konvoi.plan.sync import leases
+from konvoi.plan.sync.events import Action, Send, SetTimer
 from konvoi.plan.sync.messages import (
     Accepted,
     Decided,
@@ -18,7 +19,7 @@ from konvoi.plan.sync.messages import (
     Refused,
     Select,
 )
-from konvoi.plan.sync.state import Action, Send, SetTimer, State
+from konvoi.plan.sync.state import State
 
 
 def proposer(last: Decision, ballot: int) -> str:
@@ -33,8 +34,11 @@ def next_ballot(s: State) -> int:
 
 
 def patience(s: State) -> float:
-    """Seconds until this voter tries itself: longer where others' turns come first."""
-    return s.rules.patience_s * (next_ballot(s) - max(s.promised, s.seen, 0)) * backoff(s)
+    """Seconds until this voter tries itself: longer where others' turns come first, but for those that the wire does
+    not reach."""
+    before = range(max(s.promised, s.seen, 0), next_ballot(s))
+    turns = (s.rules.beat_s if proposer(s.last, ballot) in s.lost else s.rules.patience_s for ballot in before)
+    return sum(turns) * backoff(s)
 
 
 def backoff(s: State) -> int:
@@ -47,6 +51,17 @@ def set_deadline(s: State, out: list[Action]) -> None:
     if s.phase in ("prepare", "select") and not s.is_timed:
         s.is_timed = True
         out.append(SetTimer("deadline", s.round, s.rules.deadline_s))
+
+
+def on_lost(s: State, out: list[Action]) -> None:
+    """Somebody is out of reach: his turn to propose need not be waited out, nor his part of what is under way."""
+    if not s.is_voter:
+        return
+    concerned = _concerned(s.chosen) if s.phase == "reduce" and s.chosen is not None else ()
+    if {*concerned} & s.lost:
+        begin(s, out, next_ballot(s))
+    elif not s.phase and (s.offers or s.promised > 0):
+        out.append(SetTimer("patience", s.round, patience(s)))
 
 
 def is_open(s: State, ballot: int) -> bool:
@@ -126,11 +141,12 @@ def _may_select(s: State) -> bool:
     counted = {one.member for one in s.last.updates}
     present = {*s.last.members} - s.left
     awaited = {m for m in present if m in s.last.voters or m in counted or m in s.standing or s.rules.servers}
-    if s.offers and awaited <= s.offers.keys():
+    is_enough = len(s.offers) >= max(1, math.ceil(s.rules.quorum * len(awaited)))
+    if is_enough and awaited - s.lost - s.fetching <= s.offers.keys():
         return True
     if not s.offers and (s.joining - present - silent(s) or s.left & {*s.last.members}):
         return s.is_late or not present
-    return s.is_late and len(s.offers) >= max(1, math.ceil(s.rules.quorum * len(awaited)))
+    return s.is_late and is_enough
 
 
 def _select(s: State) -> Select:

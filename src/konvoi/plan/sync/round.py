@@ -19,16 +19,16 @@ import copy
 from collections.abc import Callable
 
 from konvoi.plan.sync import hearing, propose
-from konvoi.plan.sync.messages import Accepted, Ask, Decision, Join, Leave, Offer, Reduced, Result, Update, Vote, Want
-from konvoi.plan.sync.state import (
-    BLANK,
+from konvoi.plan.sync.events import (
     Action,
     Apply,
     Event,
     Fetch,
     Fetched,
+    Found,
     Hold,
     Leaving,
+    Lost,
     Out,
     Persist,
     Received,
@@ -38,11 +38,12 @@ from konvoi.plan.sync.state import (
     Snapshot,
     Snapshotted,
     Started,
-    State,
     Stepped,
     Summed,
     Timer,
 )
+from konvoi.plan.sync.messages import Accepted, Ask, Decision, Join, Leave, Offer, Reduced, Result, Update, Vote, Want
+from konvoi.plan.sync.state import BLANK, State
 
 
 def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
@@ -168,12 +169,23 @@ def _beat(s: State, out: list[Action]) -> None:
     out.append(Send(others[s.beats % len(others)], Ask(s.last.round)))
 
 
+def _lost(s: State, out: list[Action], event: Lost) -> None:
+    s.lost |= {event.peer}
+    propose.on_lost(s, out)
+
+
+def _found(s: State, out: list[Action], event: Found) -> None:
+    s.lost -= {event.peer}
+
+
 def _received(s: State, out: list[Action], event: Received) -> None:
     hearing.receive(s, out, event.sender, event.message)
 
 
 EVENTS: dict[type, Callable[..., None]] = {
     Received: _received,
+    Lost: _lost,
+    Found: _found,
     Started: _started,
     Stepped: _stepped,
     Snapshotted: _snapshotted,
@@ -250,5 +262,6 @@ def _enter(s: State, decision: Decision) -> None:
     s.last = decision
     s.joining -= {*decision.members} | propose.silent(s)
     s.standing -= {*decision.voters}
+    s.fetching &= {*decision.members}
     s.left &= {*decision.members, *decision.voters}
     s.heard = {name: s.heard.get(name, decision.round) for name in {*s.everybody, *s.joining}}

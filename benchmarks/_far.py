@@ -1,0 +1,125 @@
+"""What islands of `wan.py --part speed` do: train in a lab, and when each took its steps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import konvoi as kv
+from _harness import say
+from konvoi.lab import Lab, Link
+from konvoi.plan.convoy import Convoy
+
+ISLANDS, CORES = 4, 0.4
+SEQ_LEN, SAMPLES = 128, 4  # of an island's step
+PEER = Path(__file__).parent / "peers" / "far_ddp.py"
+
+
+@dataclass(frozen=True)
+class Shape:
+    depth: int = 6
+    width: int = 384
+
+    def recipe(self) -> Any:
+        return kv.models.gpt(depth=self.depth, width=self.width)
+
+
+QUICK = Shape(depth=2, width=64)
+
+
+def job(shape: Shape, steps: int) -> kv.Job:
+    """With the optimizer of `_learning.py`."""
+    rest = kv.optimizers.adamw(lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    return kv.Job(
+        model=shape.recipe(),
+        data=kv.data.text("stdlib", seq_len=SEQ_LEN),
+        objective=kv.objectives.next_token(),
+        optimizer=kv.optimizers.muon(lr=0.01, weight_decay=0.0, adamw=rest),
+        schedule=kv.schedules.constant(),
+        global_batch=SAMPLES * ISLANDS,
+        steps=steps,
+        validate_every=0,
+    )
+
+
+@dataclass
+class Trace:
+    """By island: when each step ended, in seconds of one clock."""
+
+    ends: dict[str, list[float]] = field(default_factory=dict)
+    sent: list[int] = field(default_factory=list)  # bytes of each host
+    dropped: list[int] = field(default_factory=list)
+
+    def step_s(self, first: int, last: int) -> float:
+        """Mean over the islands, from the end of one step to that of another (1 is the first)."""
+        return statistics.mean((ends[last - 1] - ends[first - 1]) / (last - first) for ends in self.ends.values())
+
+
+def train(
+    plan: Convoy, link: Link, shape: Shape, steps: int, on_step: Callable[[Lab, str, int], None] | None = None
+) -> Trace:
+    """Every island to its end. `on_step(lab, island, step)` is called in between."""
+    trace = Trace()
+    with Lab(ISLANDS, link, cpu=CORES, say=say) as lab, tempfile.TemporaryDirectory() as folder:
+
+        def seen(name: str, step: int) -> None:
+            trace.ends.setdefault(name, []).append(time.monotonic())
+            if on_step is not None:
+                on_step(lab, name, step)
+
+        fleet = lab.fleet(seen)
+        kv.train(job(shape, steps), kv.Island() | plan, fleet, folder=folder, checkpoint_every=0, sinks=())
+    trace.sent, trace.dropped = lab.traffic["sent"], lab.traffic["dropped"]
+    return trace
+
+
+@contextlib.contextmanager
+def stopped(hosts: Sequence[Any]) -> Iterator[None]:
+    """All processes of these hosts, which go on afterwards."""
+    processes = [process for host in hosts for process in host.processes()]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+
+
+def data_parallel(link: Link, shape: Shape, steps: int, *, exchange: bool) -> float:
+    """Seconds of a step of torch DDP, a process on each host; without `exchange` each is alone."""
+    with Lab(ISLANDS, link, cpu=CORES) as lab, tempfile.TemporaryDirectory() as folder:
+        processes = []
+        for rank, host in enumerate(lab.hosts):
+            environment = os.environ | {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(ISLANDS),
+                "MASTER_ADDR": lab.hosts[0].address,
+                "MASTER_PORT": "29500",
+                "GLOO_SOCKET_IFNAME": host.device,
+                "OMP_NUM_THREADS": "1",
+                "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
+            }
+            order = json.dumps({"depth": shape.depth, "width": shape.width, "steps": steps, "exchange": exchange})
+            command = [*host.site.prefix, sys.executable, str(PEER), order]
+            out = (Path(folder) / str(rank)).open("w+")
+            processes.append((subprocess.Popen(command, env=environment, stdout=out), out))
+        ends: list[list[float]] = []
+        for process, out in processes:
+            if process.wait(900):
+                raise RuntimeError(f"torch DDP ended with status {process.returncode}")
+            out.seek(0)
+            ends.append(json.loads(out.read().splitlines()[-1]))
+    return statistics.mean((one[-1] - one[0]) / (len(one) - 1) for one in ends)
