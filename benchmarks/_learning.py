@@ -61,6 +61,7 @@ class Trial:
                 print(f"{self}: {curve[-1]}", file=sys.stderr, flush=True)
             if not all(math.isfinite(one.losses[-1]) for one in simulation.islands):
                 break
+        simulation.agree()
         num_parameters = sum(p.numel() for p in simulation.islands[0].parameters.values())
         data_parallel = 2 * (ISLANDS - 1) / ISLANDS * 4 * num_parameters * self.steps
         sent = max(simulation.hub.sent_bytes.values(), default=0)

@@ -272,6 +272,39 @@ def test_a_state_that_others_have_not_is_not_taken():
     assert not newcomer.is_ready()
 
 
+def test_a_newcomer_fetches_the_state_and_trains_on_with_the_others():
+    simulation = Simulation(prepare(case("gpt ragged", steps=60).job), diloco(every=2, outer_lr=0.7), 2)
+    steps = simulation.run(40)
+    for step in steps:
+        if step == 5:
+            newcomer = simulation.join("newcomer")
+        if step > 5:
+            simulation.hub.run(1.0)  # beats, at which it asks
+        members = {update.member for update in simulation.islands[0].convoy.state.last.updates}
+        if step > 5 and members == {"island-0", "island-1", "newcomer"}:
+            break
+    assert members == {"island-0", "island-1", "newcomer"}
+    assert newcomer.convoy.state.is_voter
+    for _ in range(2):
+        next(steps)
+    anchors = [one.convoy.anchor.vectors() for one in simulation.islands]
+    rounds = {one.convoy.state.last.id for one in simulation.islands}
+    assert len(rounds) == 1
+    for other in anchors[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(anchors[0], other, strict=True))
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_agreements_are_so_many_steps_apart_however_long_each_takes(ahead):
+    simulation = Simulation(prepare(case("mlp", steps=24).job), Convoy(every=4, ahead=ahead), 3)
+    rounds = [simulation.islands[0].convoy.state.last.round for _ in simulation.run()]
+    assert rounds[4 + ahead - 1 :: 4] == list(range(1, 1 + len(rounds[4 + ahead - 1 :: 4])))
+    simulation.agree()
+    first, *others = (whole(one) for one in simulation.islands)
+    assert all(np.array_equal(first[name], other[name]) for other in others for name in first)
+    assert simulation.islands[0].convoy.state.last.round == 6
+
+
 # -- what goes wrong on one island -------------------------------------------------------------------------------------
 
 

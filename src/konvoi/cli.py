@@ -8,14 +8,17 @@ import contextlib
 import dataclasses
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import konvoi
-from konvoi.errors import ConfigError, FleetError, JobError, KonvoiError, did_you_mean
+from konvoi.errors import ConfigError, FleetError, JobError, KonvoiError, PlanError, did_you_mean
 from konvoi.job.job import Job
 from konvoi.options import parse
+from konvoi.plan.convoy import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,6 +99,60 @@ def _lab(options: argparse.Namespace) -> None:
         _line(f"lab: {lab.describe()}")
         _train(wanted, lab)
     _line(f"lab: {lab.describe_traffic()}")
+
+
+def _federation(options: argparse.Namespace) -> None:
+    from konvoi.verbs import federation, member
+
+    if options.act == "start":
+        _check_plan(options.plan)
+        override(recipe_job(load_recipe(options.recipe), options.recipe), options.overrides)  # or nobody could join
+        terms = {"name": options.name, "num_first": options.members, "listen": options.listen, "at": options.at}
+        folder = federation.found(options.recipe, options.overrides, options.plan, **terms)
+        federation.serve(folder, _line, threading.Event())
+    elif options.act == "leave":
+        member.leave(options.federation)
+    elif options.act == "status":
+        is_guest = options.federation and not (federation.ROOT / options.federation).exists()
+        told = member.status(options.federation) if is_guest else federation.status(federation.find(options.federation))
+        _out(json.dumps(told, indent=1) if options.json else federation.as_table(told, time.time()))
+    else:
+        folder = federation.find(options.federation)
+        if options.act == "invite":
+            given = {"hours": options.hours, "out": options.out, "at": options.at}
+            _out(str(federation.invite(folder, options.member, **given)))
+        elif options.act == "revoke":
+            federation.revoke(folder, options.member)
+        else:
+            _out(federation.members(folder))
+
+
+def _check_plan(text: str) -> Plan:
+    plan = konvoi.plan.parse(text)
+    if not isinstance(plan, Plan):
+        raise PlanError("a federation's plan has a convoy", found=repr(text), expected="'|diloco,every=50'")
+    return plan
+
+
+def _join(options: argparse.Namespace) -> None:
+    from konvoi.security.roster import Invitation
+    from konvoi.verbs import member
+    from konvoi.verbs.running import Keeping
+    from konvoi.verbs.train import PRELOAD
+
+    try:
+        text = sys.stdin.read() if options.invitation == "-" else Path(options.invitation).read_text()
+    except OSError as error:
+        raise FleetError("the invitation cannot be read", found=f"{options.invitation}: {error.strerror}") from None
+    invitation = Invitation.read(text)
+    recipe = options.recipe or Path(invitation.recipe)
+    folder = member.enlist(invitation, recipe, _line)
+    job = override(recipe_job(load_recipe(recipe), recipe), invitation.overrides)
+    keeping = Keeping(options.name, Path("runs"), False, None, 2, False, _sinks(options))
+    run = member.train_member(
+        invitation, folder, job, _check_plan(invitation.plan), keeping, PRELOAD, public=options.address, say=_line
+    )
+    _line(f"report: {run.folder / 'report.html'}")
 
 
 def _sinks(options: argparse.Namespace) -> list[Any]:
@@ -221,6 +278,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "report": _report,
     "export": _export,
     "doctor": _doctor,
+    "federation": _federation,
+    "join": _join,
     "lab": _lab,
 }
 

@@ -52,7 +52,7 @@ class LiveConvoy:
         journal: Journal | None = None,
     ) -> None:
         """`first` is what the convoy begins with; where a journal has an entry, it goes on from there, and the agreed
-        state is fetched from others."""
+        state is fetched from others. So is a newcomer's, whose `first` is `Decision.unknown`."""
         self.name, self.plan, self.anchor = name, plan, anchor
         self.state = st.State(name, rules, first)
         self.step, self.tally = 0, Tally()
@@ -64,19 +64,21 @@ class LiveConvoy:
         self.wire = Guarded(wire, self._lock, self.fail)
         self._between_steps: deque[Turn] = deque()
         self.is_out = False
+        self.arrival: tuple[int, int, float] | None = None  # of the state that was fetched last: round, bytes, seconds
         self._parcels = Parcels(name, self.wire)
         self._timers: dict[str, int] = {}
         self._library = Library()
         self._newcomer: Newcomer | None = None
         self._notebook = Notebook(journal, self._parcels)
         is_back = self._notebook.recall(self.state)
-        self._is_holding = is_back
+        stands = not is_back and (self.state.is_member or not self.state.can_be_member)
+        self._is_holding = not stands
         with self._lock:
             self.wire.join(name, self.receive, self.find)
             self.wire.watch(name, lambda peer, whether: self.happen((ev.Found if whether else ev.Lost)(peer)))
             if not is_back:
                 self._notebook.write(self.state.durable())  # whoever restarts from now on is back
-            self.happen(ev.Started(stands=not is_back))
+            self.happen(ev.Started(stands))
 
     def fail(self, error: BaseException) -> None:
         """This island cannot go on; its training loop raises the reason."""
@@ -171,6 +173,7 @@ class LiveConvoy:
         if self._newcomer is None or not self._newcomer.is_ready():
             return  # another decision has come in between
         decision = self._newcomer.arrive()
+        self.arrival = (decision.round, self._newcomer.num_bytes, self._newcomer.seconds)
         self._newcomer = None
         self.tally.drop()
         self._is_holding = False

@@ -3,6 +3,7 @@ its hash, and the whole against a later decision. Nobody waits for it."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,6 +39,13 @@ class Newcomer:
         self._data: dict[str, bytes] = {}
         self._had = self._num_idle = self._num_asked = 0
         self._has_heard = False
+        self._first_at = self._last_at = 0.0
+        self.num_bytes = 0  # that were fetched
+
+    @property
+    def seconds(self) -> float:
+        """From the first piece that was asked for to the last that came."""
+        return max(0.0, self._last_at - self._first_at)
 
     def ask(self, peers: Sequence[str], round: int) -> None:
         """Those who may have it, and the sums of what was decided since; at each beat. `round`: of this island.
@@ -83,6 +91,7 @@ class Newcomer:
         for source in list(self._sources):
             while self._missing and sum(who == source for who in self._asked.values()) < NUM_ASKED:
                 name = self._missing.popleft()
+                self._first_at = self._first_at or time.monotonic()
                 self._asked[name] = source
                 self._wire.fetch(self._name, source, name, partial(self._got, source, name))
 
@@ -92,6 +101,7 @@ class Newcomer:
         del self._asked[name]
         if data is not None and hashed(data) == name:
             self._data[name] = data
+            self._last_at, self.num_bytes = time.monotonic(), self.num_bytes + len(data)
         else:
             self._missing.append(name)
             self.lost(source)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +14,8 @@ from konvoi.convoy import LiveConvoy
 from konvoi.fleet.wire.grpc import Peers
 from konvoi.fleet.worker import Place
 from konvoi.job.data.loader import Leased
-from konvoi.observe.events import Emit, Warned
+from konvoi.meeting import AtDesk, Folder, Meeting, Pace
+from konvoi.observe.events import Agreed, Emit, StateFetched, Warned
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.exchange.chunks import CHUNK
 from konvoi.plan.sync import events as ev
@@ -26,6 +27,7 @@ from konvoi.values import MicroBatch
 
 LEAVE_S = 5.0  # where a stop was asked for
 LOOK_S = 0.1
+PATIENCE_S = 5.0  # with an island that is to open its lanes
 
 
 class Member:
@@ -36,6 +38,7 @@ class Member:
         assert task.membership is not None
         self.task, self.given, self.is_over = task, task.membership, place.stop_requested
         given = self.given
+        self.emit = emit
         folder = given.folder / given.name
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         anchor = Anchor(trained, given.plan, given.num_parts)
@@ -46,34 +49,95 @@ class Member:
             decode=frames.decode,
             address=f"{given.address}:0",
             largest=max(CHUNK, anchor.largest_part()),
-            on_refused=lambda peer, why: emit(Warned(message=f"{peer or 'somebody unknown'} was refused: {why}")),
+            on_refused=lambda peer, why: self.warn(f"{peer or 'somebody unknown'} was refused: {why}"),
         )
-        _say(folder / "address", f"{given.address}:{self.wire.port}")
         rules = given.plan.rules(given.num_parts, given.batch * given.plan.steps_per_round)
         self.live = LiveConvoy(
             given.name, given.plan, rules, given.first, anchor, self.wire, Journal(folder / "journal")
         )
-        before = [name for name in given.first.members if name < given.name]  # of two islands one opens the lanes
-        self.wire.dial({name: partial(_heard, given.folder / name / "address") for name in before})
+        self.pace, self.dialed, self.banned = Pace(), set[str](), set[str]()
+        self.told = self.live.state.last.round
+        self.meeting: Meeting = Folder(given.folder, given.name, given.address)
+        if given.federation is not None:
+            self.meeting = AtDesk(given.federation, folder, facts=self.facts, heard=self._heard, warn=self.warn)
+        self.meeting.begin(self.wire.port)
+        self._heard((*given.first.members, *given.first.voters), ())
+
+    def warn(self, text: str) -> None:
+        self.emit(Warned(message=text))
+
+    def _heard(self, members: Iterable[str], revoked: Iterable[str]) -> None:
+        """Of two islands the one whose name comes later opens the lanes; the other tries too, where it has waited long,
+        as the first may not be able to."""
+        for name in {*members} - {self.given.name} - self.dialed:
+            self.dialed.add(name)
+            self.wire.dial({name: partial(self._where, name, time.monotonic())})
+        for name in {*revoked} - self.banned:
+            self.banned.add(name)
+            self.warn(f"{name} is no member any more: nothing more is heard of it")
+            self.wire.ban(name)
+
+    def _where(self, name: str, since: float) -> str | None:
+        is_others_turn = name > self.given.name
+        if is_others_turn and (time.monotonic() < since + PATIENCE_S or self.wire.open_lanes().get(name)):
+            return None
+        return self.meeting.where(name)
+
+    def facts(self) -> dict[str, Any]:
+        """For whoever asks who is slow, and why."""
+        live = self.live
+        return {
+            "round": live.state.last.round,
+            "step": live.step,
+            "stands": live.state.stands,
+            "reaches": sorted(self.wire.open_lanes()),
+            "refused": sum(live.refused.values()),
+            **self.pace.take(),
+        }
 
     def batches(self) -> Iterator[list[MicroBatch]]:
         """What is leased to this island, a step's at a time; it waits where the others have to agree first."""
         job = self.task.prepared.job
         samples = Leased(self.task.prepared.splits.train, seed=job.seed, collate=job.collate)
         while not self.is_over():
+            begin = time.monotonic()
             ranges = self.live.positions(self.given.batch) if self.live.wait(LOOK_S) else ()
             if _size(ranges) == self.given.batch:
+                self.pace.waited(time.monotonic() - begin)
                 yield samples.read(ranges)
             else:
                 time.sleep(LOOK_S / 5)  # for a decision, which leases more
+                self.pace.waited(time.monotonic() - begin)
+
+    def step(self, own: int) -> int:
+        """The number of the next step, of this island's count: that of the convoy, where it has come further without
+        this island. Schedules end together."""
+        state = self.live.state
+        taken = max(0, state.last.round) * self.given.plan.steps_per_round + max(0, state.step - state.began)
+        return min(max(own, taken + 1), self.task.prepared.num_steps)
 
     def after_step(self, weight: float) -> None:
         self.live.after_step(self.given.batch, weight)
+        self.pace.stepped(self.given.batch)
+        self._tell()
+
+    def _tell(self) -> None:
+        """What was agreed since this was called last, and the state that was fetched."""
+        if self.live.arrival is not None:
+            (round, size, seconds), self.live.arrival = self.live.arrival, None
+            self.emit(StateFetched(round=round, size_bytes=size, seconds=seconds))
+        state = self.live.state
+        for decision in state.kept:
+            if decision.round > self.told:
+                self.told = decision.round
+                counted = {update.member: update.samples for update in decision.updates}
+                self.emit(Agreed(round=decision.round, counted=counted, sent_bytes=self.wire.sent_bytes))
 
     def finish(self) -> None:
         """Wait for the agreement that is under way."""
         while not self.live.is_settled() and not self.is_over():
             time.sleep(LOOK_S / 5)
+        self._tell()
 
     def __enter__(self) -> Member:
         return self
@@ -81,32 +145,18 @@ class Member:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
             self._leave()
+        self.meeting.close()
         self.wire.close()
 
     def _leave(self) -> None:
         """The others have to agree to it; until then they may need this island's vote, and what it holds."""
-        folder, names = self.given.folder, self.given.first.members
-        (folder / self.given.name / "done").touch()
+        self.meeting.say_done()
         self.live.happen(ev.Leaving())
         until = time.monotonic() + LEAVE_S
-        while not self.live.is_out and not all((folder / name / "done").exists() for name in names):
+        while not self.live.is_out and not self.meeting.all_done(self.live.state.last.members):
             if self.is_over() and time.monotonic() > until:
                 return
             time.sleep(LOOK_S / 5)
-
-
-def _say(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
-
-
-def _heard(path: Path) -> str | None:
-    """Where an island is, if it has said so already; one that comes back says it anew."""
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
 
 
 def _size(ranges: tuple[tuple[int, int], ...]) -> int:

@@ -106,13 +106,16 @@ class Session:
         if self.was_over:
             return
         with self._batches() as batches, self._trace() as self.profiler:
-            samples = iter(batches)
-            for step in range(self.start + 1, self.task.prepared.num_steps + 1):
-                place.reach_step(step)
+            samples, step = iter(batches), self.start
+            while step < self.task.prepared.num_steps:
+                place.reach_step(step + 1)
                 begin = time.perf_counter()
                 read = next(samples, None)
                 if read is None:  # a stop was asked for while this island waited for others
                     return
+                step += 1
+                if self.member is not None:
+                    step = self.member.step(step)
                 micro = [self.island.to_device(item) for item in read]
                 waited = time.perf_counter() - begin
                 # Dropout draws from here: nothing random is carried from step to step, so resuming needs no state.

@@ -59,35 +59,60 @@ class Simulation:
         first = Decision.first(names, plan.servers or names, rules.lease)
         self.islands: list[Simulated] = []
         self.convoys: list[LiveConvoy] = []  # of servers, too
+        self._source, self._rules, self._plan_inside = source, rules, island or Island()
         for name in names:
-            live = LiveIsland(Place(0, 1), island or Island(), torch.device("cpu"), None)
-            parts = live.split(job.model, job.objective, seed=job.seed, freeze=job.freeze)
-            learner = Learner(job, parts, prepared.num_steps)
-            trained = {n: p for n, p in learner.parameters.items() if p.requires_grad}
-            anchor = Anchor(trained, plan, rules.num_parts)
-            convoy = LiveConvoy(name, plan, rules, first, anchor, self.hub)
-            batches = Leased(source, seed=job.seed, collate=job.collate)
-            one = Simulated(name, live, parts, learner, convoy, batches)
-            convoy.step_with = functools.partial(self._step_with, one)
-            self.islands.append(one)
-            self.convoys.append(convoy)
+            self._add(name, first)
         for name in plan.servers:
             whole = {n: p.clone() for n, p in self.islands[0].parameters.items()}
             self.convoys.append(LiveConvoy(name, plan, rules, first, Anchor(whole, plan, rules.num_parts), self.hub))
 
+    def _add(self, name: str, first: Decision) -> Simulated:
+        job, rules = self.prepared.job, self._rules
+        live = LiveIsland(Place(0, 1), self._plan_inside, torch.device("cpu"), None)
+        parts = live.split(job.model, job.objective, seed=job.seed, freeze=job.freeze)
+        learner = Learner(job, parts, self.prepared.num_steps)
+        trained = {n: p for n, p in learner.parameters.items() if p.requires_grad}
+        anchor = Anchor(trained, self.plan, rules.num_parts)
+        convoy = LiveConvoy(name, self.plan, rules, first, anchor, self.hub)
+        batches = Leased(self._source, seed=job.seed, collate=job.collate)
+        one = Simulated(name, live, parts, learner, convoy, batches)
+        convoy.step_with = functools.partial(self._step_with, one)
+        self.islands.append(one)
+        self.convoys.append(convoy)
+        return one
+
     def run(self, num_steps: int | None = None) -> Iterator[int]:
-        """Yields each step's number when all islands have taken it and nothing more is under way."""
+        """Yields each step's number when all islands have taken it. Agreements end as late as the plan allows."""
         for step in range(1, (num_steps or self.prepared.num_steps) + 1):
             for one in self.islands:
-                self._take_step(one, step)
+                if one.convoy.state.is_member and one.convoy.state.stands:  # newcomers have to arrive first
+                    self._take_step(one, step)
             while not self._settle():
                 self.hub.run(0.05)
             yield step
 
+    def agree(self) -> None:
+        """Wait for what is under way; every island has the agreed weights then, without its own steps since."""
+        for one in self.islands:
+            while not one.convoy.is_settled():
+                self.hub.run(0.05)
+        for one in self.islands:
+            one.convoy.anchor.load(one.convoy.anchor.vectors())
+
+    def join(self, name: str) -> Simulated:
+        """A newcomer, which fetches the agreed state from the others while they train on."""
+        contacts = self.plan.servers or tuple(one.name for one in self.islands)
+        return self._add(name, Decision.unknown(contacts))
+
     def _settle(self) -> bool:
-        """Let come what is on its way; whether all can go on."""
-        self.hub.run()
-        return all(one.catch_up() for one in self.convoys)
+        """Whether all can go on. What is on its way arrives as late as the plan allows: when somebody waits for it."""
+        if not self.plan.ahead or not self._can_go_on():
+            self.hub.run()
+        return self._can_go_on()
+
+    def _can_go_on(self) -> bool:
+        ready = {one.name: one.catch_up() for one in self.convoys}
+        return all(ready[one.name] for one in self.convoys if one.state.stands)
 
     def _take_step(self, one: Simulated, step: int) -> None:
         job, island, parts = self.prepared.job, one.island, one.parts

@@ -13,6 +13,16 @@ from konvoi.plan.sync.messages import Decision
 
 
 @dataclass(frozen=True)
+class Federation:
+    """Where the members of one meet."""
+
+    desks: tuple[str, ...]  # host:port
+    authority: str  # PEM, of who signs members' certificates
+    terms: str  # what all have alike
+    public: str = ""  # host:port at which others reach this member; "": where the desk sees it
+
+
+@dataclass(frozen=True)
 class Membership:
     """An island's place in the convoy that it begins with."""
 
@@ -23,7 +33,8 @@ class Membership:
     num_parts: int  # into which updates are cut
     run: str  # what all islands of the run must say alike
     folder: Path  # of the run's convoy: identities, addresses, and what islands write down
-    address: str = "127.0.0.1"  # where others reach this island
+    address: str = "127.0.0.1"  # at which this island listens
+    federation: Federation | None = None  # None: all islands are of this computer, and meet in `folder`
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from konvoi.observe.events import (
     RunEnded,
     RunStarted,
     Sampled,
+    StateFetched,
     StepDone,
     Warned,
     WorkerDied,
@@ -113,12 +114,13 @@ def _spent(events: Sequence[Event], kept: Sequence[StepDone], wall_s: float) -> 
 
 
 def _incidents(events: Sequence[Event]) -> list[Event]:
-    """Deaths, restarts, resumptions, skipped steps and the end; a warning said often is kept once, with its count."""
+    """Deaths, restarts, fetched states, resumptions, skipped steps and the end; a warning said often is kept once, with
+    its count."""
     warnings = Counter((event.message, event.worker) for event in events if isinstance(event, Warned))
     incidents: list[Event] = []
     for event in events:
         match event:
-            case WorkerDied() | Restarted() | RunEnded():
+            case WorkerDied() | Restarted() | StateFetched() | RunEnded():
                 incidents.append(event)
             case RunStarted() if event.attempt == 0:
                 incidents.append(event)

@@ -96,6 +96,24 @@ class Warned(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreed(Event):
+    """Islands have agreed, as this one sees it; it goes on from the sum."""
+
+    round: int
+    counted: Mapping[str, int]  # whose updates are in it, and how many samples each has read for its own
+    sent_bytes: int  # by this island, since its process began
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateFetched(Event):
+    """An island that was away, or is new, has what the others have agreed on."""
+
+    round: int
+    size_bytes: int  # that came over the network
+    seconds: float  # that they took
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampled(Event):
     """What a language model writes after `prompt`, for people to look at."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from konvoi.observe.events import (
@@ -14,6 +14,7 @@ from konvoi.observe.events import (
     RunEnded,
     RunStarted,
     Sampled,
+    StateFetched,
     Warned,
     WorkerDied,
 )
@@ -21,7 +22,7 @@ from konvoi.units import format_bytes, format_count, format_seconds
 
 
 def sentence(event: Event) -> str:
-    """Empty for a StepDone: steps are shown as progress.
+    """Empty for what is shown as progress: steps, and what islands agree on.
 
     >>> sentence(WorkerDied(worker=1, host="alpha", reason="signal SIGKILL", step=812))
     'worker 1 on alpha died at step 812: signal SIGKILL'
@@ -46,6 +47,9 @@ def sentence(event: Event) -> str:
             return f"restarted from {origin}, restart {event.attempt} of {event.max_restarts}"
         case Warned():
             return event.message if event.worker is None else f"worker {event.worker}: {event.message}"
+        case StateFetched():
+            size, took = format_bytes(event.size_bytes), format_seconds(event.seconds)
+            return f"the agreed state of round {event.round:,} is here: {size} in {took}"
         case Sampled():
             return f"step {event.step:,}: {event.prompt}{event.text}"
         case RunEnded():
@@ -79,3 +83,13 @@ def phrase(fields: Mapping[str, Any]) -> str:
     """
     scalars = {name: value for name, value in fields.items() if isinstance(value, (str, int, float)) and value != ""}
     return " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in scalars.items())
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines in which each column begins at one place.
+
+    >>> columns([("who", "when"), ("alice", "now")])
+    ['who    when', 'alice  now']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -64,9 +64,25 @@ class Authority:
         made = (
             _begin(name, name, key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_may(key_cert_sign=True, crl_sign=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
         return cls(made.public_bytes(serialization.Encoding.PEM), _pem(key))
+
+    def save(self, folder: Path) -> None:
+        """Into two files that nobody else may read."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(folder / "certificate.pem", self.certificate)
+        _write(folder / "key.pem", self.key)
+
+    @classmethod
+    def load(cls, folder: Path) -> Authority:
+        """Raises: StateError where there is none."""
+        try:
+            return cls((folder / "certificate.pem").read_bytes(), (folder / "key.pem").read_bytes())
+        except OSError as error:
+            raise StateError("there is no authority here", found=f"{folder}: {error.strerror}") from None
 
     def sign(self, request: bytes, name: str) -> bytes:
         """A certificate for the key in a signing request, for this name whatever the request says.
@@ -87,6 +103,10 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+            .add_extension(_may(digital_signature=True), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(_key(self.key).public_key()), critical=False
+            )
             .sign(_key(self.key), hashes.SHA256())
         )
         return made.public_bytes(serialization.Encoding.PEM)
@@ -127,6 +147,13 @@ def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
         .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
     )
+
+
+def _may(**uses: bool) -> x509.KeyUsage:
+    """RFC 5280 asks for it, and Python 3.13 refuses who has none."""
+    names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    names += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")  # type: ignore[assignment]
+    return x509.KeyUsage(**{name: uses.get(name, False) for name in names})
 
 
 def _subject(name: str) -> x509.Name:

@@ -304,7 +304,7 @@ class World:
         elif fault.kind == "join":
             self.seen["roster change"] += 1
             contacts = self.rules.servers or tuple(sorted(self.given.names))
-            blank = Decision(-2, "", (), (), (), (), contacts, (), 0)
+            blank = Decision.unknown(contacts)
             self.add(fault.who[0], st.State(fault.who[0], self.rules, blank, stands=False), stands=False)
             self.hosts[fault.who[0]].model = (-2, "")
         elif fault.kind == "leave":

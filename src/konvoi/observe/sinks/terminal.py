@@ -45,7 +45,8 @@ class PlainLines:
         if isinstance(event, RunStarted) and event.attempt == 0:
             self._say("\n".join(f"{label:<8} {text}" for label, text in header(event)))
         elif not isinstance(event, (StepDone, CheckpointSaved)):
-            self._say(_marked(event))
+            if sentence(event):
+                self._say(_marked(event))
         elif self._is_due(event, is_first=before.num_seen == 0):
             self._said_at = event.time
             self._say(
@@ -92,7 +93,8 @@ class LiveLine:
             self._live.stop()
             self._say(_marked(event), "bold red" if event.reason == "failed" else "bold")
         elif not isinstance(event, StepDone):
-            self._say(_marked(event), STYLES.get(type(event), ""))
+            if sentence(event):
+                self._say(_marked(event), STYLES.get(type(event), ""))
         elif event.step == self._progress.num_steps:
             self._say("step " + "  ".join(words(self._progress, event.time)), "")
 

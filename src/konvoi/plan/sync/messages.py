@@ -50,6 +50,11 @@ class Decision:
         return next((ranges for name, ranges in self.leases if name == member), ())
 
     @classmethod
+    def unknown(cls, contacts: tuple[str, ...]) -> Decision:
+        """What a newcomer knows: whom to ask."""
+        return cls(-2, "", (), (), (), (), contacts, (), 0)
+
+    @classmethod
     def first(cls, members: tuple[str, ...], voters: tuple[str, ...], lease: int) -> Decision:
         """Two rounds' work for everybody, round by round.
 

@@ -235,13 +235,13 @@ def _lacking(s: State, part: int) -> list[str]:
 
 
 def _apply(s: State, out: list[Action], decision: Decision) -> None:
-    own, was_member = s.own, s.is_member
+    own, was_member, snapped = s.own, s.is_member, s.snapped
     counted = next((one for one in decision.updates if one.member == s.me), None)
     kept = (*s.kept, decision)[-s.rules.kept :]
     _enter(s, decision)
     s.kept = kept
     if counted is not None:  # who comes too late offers the same work, and what it has done since, at once
-        s.began = s.step
+        s.began = snapped if snapped is not None else s.step
     known = {hash for one in kept for hash in one.results}
     s.held = frozenset(hash for hash in s.held if hash in known)
     if was_member and not s.is_member:

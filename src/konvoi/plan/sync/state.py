@@ -14,7 +14,7 @@ class Rules:
     """What a convoy has agreed to, the same for all. Seconds are of the island's own clock, of which only differences
     are looked at."""
 
-    every: int = 100  # steps from a decision's application to the next snapshot
+    every: int = 100  # steps from one snapshot to the next
     num_parts: int = 1  # into which updates are cut
     lease: int = 100  # samples of a round, where nothing is known of a member yet
     quorum: float = 0.5  # of the members: with fewer updates no round ends, whatever the deadline
@@ -55,7 +55,7 @@ class State:
 
     # As a member.
     step: int = 0
-    began: int = 0  # the step at which `last` was applied
+    began: int = 0  # the step of the snapshot that counted last, or at which the agreed state was taken
     snapped: int | None = None  # the step of this round's snapshot
     own: Update | None = None
     select: Select | None = None  # the newest of this round

@@ -1,0 +1,273 @@
+"""The desk of a federation: where an invited machine gets its certificate, and members find each other.
+
+JSON over HTTPS on one port, by the standard library. A stranger may only enrol, with a token; whoever shows a member's
+certificate may ask where the others are. No tensor, no code and no vote passes here: without the desk those who have
+met train on, and only nobody new can come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from konvoi.errors import FleetError, KonvoiError
+from konvoi.security.identity import Authority, fingerprint, name_of
+from konvoi.security.roster import DESK, Roster
+
+LARGEST = 1 << 16  # bytes of a request, or an answer to a member
+TIMEOUT_S = 10.0
+AWAY_S = 15.0  # without a word
+MOST = 128  # connections at a time
+
+
+class Desk:
+    """Serves in threads of its own. Use with `with`.
+
+    `terms` is what every member must have alike; `num_first`: with so many members present training begins.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        roster: Roster,
+        *,
+        terms: str,
+        num_first: int,
+        address: tuple[str, int] = ("0.0.0.0", 0),
+        say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder, self.roster, self.terms, self.num_first = folder, roster, terms, num_first
+        self.say, self.clock = say, clock
+        self.authority = Authority.load(folder / "authority")
+        self.present: dict[str, dict[str, Any]] = {}  # by member: what it has said, from where, and when
+        self.refused: dict[str, int] = {}  # by reason
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(MOST)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.load_verify_locations(cadata=self.authority.certificate.decode())
+        context.load_cert_chain(folder / DESK / "certificate.pem", folder / DESK / "key.pem")
+        self._server = _Server(address, self, context)
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, name="konvoi-desk", daemon=True)
+
+    def __enter__(self) -> Desk:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    # -- what is asked ------------------------------------------------------------------------------------------------
+
+    def answer(self, path: str, body: Mapping[str, Any], certificate: bytes | None, host: str) -> dict[str, Any]:
+        """Raises: FleetError for whoever may not, or asks for nothing that there is."""
+        with self._lock:
+            try:
+                self.roster.refresh()
+                if path == "/enrol":
+                    return self._enrol(body)
+                name = self._member(certificate)
+                if path == "/meet":
+                    return self._meet(name, body, host)
+                if path == "/leave":
+                    self.roster.leave(name, self.clock())
+                    self.present.pop(name, None)
+                    self.say(f"{name} has left")
+                    return {}
+                if path == "/status":
+                    return {"status": self.status()}
+                raise FleetError("there is no such question", found=path[:40])
+            except KonvoiError as error:
+                self.refused[error.message] = self.refused.get(error.message, 0) + 1
+                raise
+
+    def _enrol(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        name, token, request = (_text(body, key) for key in ("name", "token", "request"))
+        self.roster.accept(name, token, self.clock())
+        self._check_terms(body)
+        certificate = self.authority.sign(request.encode(), name)
+        self.roster.admit(name, fingerprint(certificate), self.clock())
+        self.say(f"{name} has joined; its certificate is {fingerprint(certificate)}")
+        return {"certificate": certificate.decode()}
+
+    def _check_terms(self, body: Mapping[str, Any]) -> None:
+        if _text(body, "terms") != self.terms:
+            hint = "the same recipe file, byte for byte, and the same version of konvoi"
+            raise FleetError("another recipe, plan or version than the federation's", hint=hint)
+
+    def _member(self, certificate: bytes | None) -> str:
+        if certificate is None:
+            raise FleetError("only members may ask this", hint="konvoi join INVITATION")
+        pem = ssl.DER_cert_to_PEM_cert(certificate).encode()
+        name = name_of(pem)
+        if not self.roster.is_member(name, fingerprint(pem)):
+            raise FleetError("this certificate is no member's any more", found=name)
+        return name
+
+    def _meet(self, name: str, body: Mapping[str, Any], host: str) -> dict[str, Any]:
+        self._check_terms(body)
+        address, facts = body.get("address", ""), body.get("facts", {})
+        if not isinstance(address, str) or not isinstance(facts, dict) or len(address) > 200:
+            raise FleetError("an address is text, and facts are by name")
+        if address.startswith(":"):  # as it is seen from here
+            address = f"[{host}]{address}" if ":" in host else host + address
+        self.present[name] = {"address": address, "seen": self.clock(), "facts": facts}
+        here = [one for one, told in self.present.items() if self.clock() - told["seen"] < AWAY_S]
+        if not self.roster.begun and len(here) >= self.num_first:
+            self.roster.begin(here[: self.num_first], self.clock())
+            self.say(f"training begins with {', '.join(self.roster.begun)}")
+        return {
+            "begun": list(self.roster.begun),
+            "here": sorted(here),
+            "num_first": self.num_first,
+            "addresses": {one: told["address"] for one, told in self.present.items() if told["address"]},
+            "done": [one for one, told in self.present.items() if told["facts"].get("done")],
+            "revoked": sorted(self.roster.revoked.keys() - self.roster.members.keys()),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Of every member and invitation, for people."""
+        now = self.clock()
+        members = {
+            name: {
+                "fingerprint": mark,
+                "left": name in self.roster.left,
+                **({"seen_s": round(now - told["seen"], 1)} if (told := self.present.get(name)) else {}),
+                **({"address": told["address"], **told["facts"]} if told else {}),
+            }
+            for name, mark in sorted(self.roster.members.items())
+        }
+        hours = {name: round((one.expires - now) / 3600, 1) for name, one in sorted(self.roster.invited.items())}
+        return {
+            "begun": list(self.roster.begun),
+            "members": members,
+            "invited": {name: {"expires_in_h": left} for name, left in hours.items()},
+            "revoked": sorted(self.roster.revoked),
+            "refused": dict(self.refused),
+        }
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], desk: Desk, context: ssl.SSLContext) -> None:
+        self.desk, self.context = desk, context
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        try:
+            super().__init__(address, _Handler)
+        except OSError as error:
+            raise FleetError("the desk cannot listen", found=f"{address[0]}:{address[1]}: {error.strerror}") from None
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """In the connection's own thread: a stranger who says nothing keeps nobody else waiting."""
+        if not self.desk._slots.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            request.settimeout(TIMEOUT_S)
+            super().process_request_thread(self.context.wrap_socket(request, server_side=True), client_address)
+        except (OSError, ssl.SSLError, ValueError):
+            self.shutdown_request(request)
+        finally:
+            self.desk._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that breaks is nothing to be told."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.0"
+
+    def do_POST(self) -> None:
+        try:
+            size = int(self.headers.get("Content-Length", "-1"))
+            if not 0 <= size <= LARGEST:
+                raise FleetError("a request has a length, and is not larger", expected=f"at most {LARGEST} bytes")
+            body = json.loads(self.rfile.read(size))
+            if not isinstance(body, dict):
+                raise FleetError("a request is an object")
+            found = self.server.desk.answer(
+                self.path, body, self.connection.getpeercert(binary_form=True), self.client_address[0]
+            )
+            self._say(200, found)
+        except KonvoiError as error:
+            self._say(403, {"message": error.message, "found": str(error.found or ""), "hint": error.hint or ""})
+        except (ValueError, RecursionError):
+            self._say(400, {"message": "a request that makes no sense"})
+
+    def _say(self, status: int, body: Mapping[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The desk says itself what a person should know."""
+
+
+def _text(body: Mapping[str, Any], key: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or len(value) > 20_000:
+        raise FleetError("a request lacks something", found=key)
+    return value
+
+
+class Unreached(FleetError):
+    """No desk answers just now."""
+
+
+def ask(
+    desks: tuple[str, ...], path: str, body: Mapping[str, Any], authority: str, identity: Path | None = None
+) -> dict[str, Any]:
+    """A question to the first desk that answers; `identity` is a member's folder.
+
+    Raises: Unreached; FleetError with the desk's own reason.
+    """
+    context = ssl.create_default_context(cadata=authority)
+    if identity is not None:
+        context.load_cert_chain(identity / "certificate.pem", identity / "key.pem")
+    reasons = []
+    for desk in desks:
+        host, _, port = desk.rpartition(":")
+        try:
+            return _ask_one(host.strip("[]"), int(port), context, path, body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reasons.append(f"{desk}: {error}")
+    raise Unreached("the federation's desk does not answer", found="; ".join(reasons))
+
+
+def _ask_one(host: str, port: int, context: ssl.SSLContext, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)) as connection:
+        connection.sock = context.wrap_socket(
+            socket.create_connection((host, port), TIMEOUT_S), server_hostname=DESK
+        )  # it has the desk's certificate, whatever its address
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        told = answer.read(LARGEST * 16)
+        found = json.loads(told)
+        if not isinstance(found, dict):
+            raise ValueError("an answer that makes no sense")
+        if answer.status != 200:
+            raise FleetError(
+                str(found.get("message", f"status {answer.status}")),
+                found=found.get("found") or None,
+                hint=str(found.get("hint", "")),
+            )
+        return found

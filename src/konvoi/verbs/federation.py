@@ -1,0 +1,234 @@
+"""A federation of machines of one's own: who may come, and who is there. No limits on data are kept here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from konvoi.errors import FleetError, StateError
+from konvoi.observe.wording import columns
+from konvoi.security.roster import DESK, HOURS, NAME, Invitation, Roster
+
+PORT = 7700
+ROOT = Path("federations")
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a federation is founded on; in `federations/NAME/terms.json`."""
+
+    federation: str
+    id: str
+    recipe: str  # the file's name
+    overrides: tuple[str, ...]
+    plan: str
+    num_first: int
+    desks: tuple[str, ...]
+    listen: str
+    hash: str
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / "terms.json").write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> Terms:
+        """Raises: StateError where there is no federation."""
+        try:
+            found = json.loads((folder / "terms.json").read_text())
+            return cls(**{**found, "overrides": tuple(found["overrides"]), "desks": tuple(found["desks"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            known = ", ".join(sorted(path.parent.name for path in ROOT.glob("*/terms.json"))) or "none"
+            raise StateError("there is no such federation here", found=f"{folder}: {error}", expected=known) from None
+
+
+def terms_of(recipe: Path, overrides: Sequence[str], plan: str, id: str) -> str:
+    """The hash of all that decides what is learnt: code is never sent, so every member has it already.
+
+    Raises: FleetError where the recipe cannot be read.
+    """
+    import konvoi
+
+    try:
+        code = recipe.read_bytes()
+    except OSError as error:
+        raise FleetError("the recipe cannot be read", found=f"{recipe}: {error.strerror}") from None
+    told = repr((hashlib.sha256(code).hexdigest(), tuple(overrides), plan, id, konvoi.__version__))
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def found(
+    recipe: Path,
+    overrides: Sequence[str],
+    plan: str,
+    *,
+    name: str | None = None,
+    num_first: int = 2,
+    listen: str = f"0.0.0.0:{PORT}",
+    at: Sequence[str] = (),
+) -> Path:
+    """Found a federation, or go on with the one of that name; returns its folder. Raises: FleetError, StateError."""
+    from konvoi.security.identity import Authority
+
+    name = name or recipe.stem.replace("_", "-").lower()
+    if not NAME.fullmatch(name):
+        raise FleetError("a federation's name is like a host's", found=repr(name), expected="letters, digits, - and .")
+    if num_first < 2:
+        raise FleetError("training begins with two members or more", found=num_first)
+    _host_and_port(listen)
+    desks = tuple(one if ":" in one.rpartition("]")[2] else f"{one}:{_host_and_port(listen)[1]}" for one in at)
+    folder = ROOT / name
+    if (folder / "terms.json").exists():
+        known = Terms.read(folder)
+        same = terms_of(recipe, overrides, plan, known.id) == known.hash
+        if not same:
+            hint = "--name for another federation, or the recipe and plan as they were"
+            raise FleetError("this federation was founded on other terms", found=name, hint=hint)
+        if desks and desks != known.desks:
+            Terms(**{**asdict(known), "desks": desks, "listen": listen}).write(folder)
+        return folder
+    id = secrets.token_hex(8)
+    authority = Authority.make(f"{name} {id}")
+    authority.save(folder / "authority")
+    authority.issue(DESK).save(folder / DESK)
+    hash = terms_of(recipe, overrides, plan, id)
+    Terms(name, id, recipe.name, tuple(overrides), plan, num_first, desks, listen, hash).write(folder)
+    return folder
+
+
+def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> None:
+    """Keep the desk until the event; `status.json` beside it is written as things change."""
+    from konvoi.fleet.desk import Desk
+
+    terms, roster = Terms.read(folder), Roster.open(folder / "roster.jsonl")
+    address = _host_and_port(terms.listen)
+    with Desk(folder, roster, terms=terms.hash, num_first=terms.num_first, address=address, say=say) as desk:
+        say(f"the desk of {terms.federation} listens at {address[0]}:{desk.port}")
+        if not roster.members and not roster.invited:
+            say(f"invite members with: konvoi federation invite NAME --federation {terms.federation}")
+        try:
+            while not until.wait(LOOK_S):
+                roster.refresh()
+                new = folder / "status.json.new"
+                new.write_text(json.dumps({"at": time.time(), **desk.status()}, indent=1))
+                new.replace(folder / "status.json")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("members train on; the same command opens the desk again") from None
+
+
+def invite(folder: Path, member: str, *, hours: float = HOURS, out: Path | None = None, at: Sequence[str] = ()) -> Path:
+    """Write an invitation for one named member; returns its file. Raises: FleetError, StateError."""
+    terms = Terms.read(folder)
+    desks = tuple(at) or terms.desks
+    if not desks:
+        raise FleetError(
+            "where members reach the desk is not known",
+            hint="--at HOST:PORT here, or at `konvoi federation start`: an address that other machines can reach",
+        )
+    file = out or Path(f"{member}.invite")
+    if file.exists():
+        raise FleetError("there is such a file already", found=file)
+    now = time.time()
+    token = Roster.open(folder / "roster.jsonl").invite(member, now, hours)
+    authority = (folder / "authority" / "certificate.pem").read_text()
+    Invitation(
+        terms.federation,
+        terms.id,
+        member,
+        desks,
+        authority,
+        token,
+        now + 3600 * hours,
+        terms.recipe,
+        terms.overrides,
+        terms.plan,
+        terms.hash,
+    ).write(file)
+    return file
+
+
+def revoke(folder: Path, member: str) -> None:
+    """Nothing more is heard of it: by the desk at once, by members when they ask next. Raises: FleetError."""
+    Terms.read(folder)
+    Roster.open(folder / "roster.jsonl").revoke(member, time.time())
+
+
+def members(folder: Path) -> str:
+    """By name and certificate, for a person who compares them by telephone."""
+    roster = Roster.open(folder / "roster.jsonl")
+    rows = [("member", "certificate", "")]
+    rows += [(name, mark, "has left" * (name in roster.left)) for name, mark in sorted(roster.members.items())]
+    return "\n".join(columns(rows))
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """What the desk has last written down. Raises: StateError where it never ran."""
+    terms = Terms.read(folder)
+    try:
+        told = json.loads((folder / "status.json").read_text())
+    except OSError:
+        raise StateError("this desk has never run", hint=f"konvoi federation start {terms.recipe}") from None
+    return {"federation": terms.federation, "num_first": terms.num_first, **told}
+
+
+def as_table(told: Mapping[str, Any], now: float) -> str:
+    """Of `status`, for a person: who is slow, and why."""
+    rows = [("member", "seen", "round", "step", "samples/s", "waits", "reaches", "what")]
+    for name, one in told["members"].items():
+        seen = f"{one['seen_s'] + now - told['at']:.0f} s" if "seen_s" in one else "never"
+        waits = f"{100 * one['waits']:.0f} %" if "waits" in one else ""
+        figures = (one.get(key, "") for key in ("round", "step", "samples_per_s"))
+        rows.append((name, seen, *map(str, figures), waits, ", ".join(one.get("reaches", ())), _what(one)))
+    empty = ("",) * 6
+    rows += [(name, *empty, f"invited, {one['expires_in_h']} h left") for name, one in told["invited"].items()]
+    rows += [(name, *empty, "revoked") for name in told["revoked"]]
+    head = f"{told['federation']}: " + (
+        f"training began with {', '.join(told['begun'])}"
+        if told["begun"]
+        else f"waiting for {told['num_first']} members to begin"
+    )
+    refused = [f"refused {count} times: {why}" for why, count in told["refused"].items()]
+    return "\n".join([head, *columns(rows), *refused])
+
+
+def _what(one: Mapping[str, Any]) -> str:
+    if one.get("left"):
+        return "has left"
+    if "seen_s" not in one:
+        return "has its certificate, and was not here since the desk began"
+    if one["seen_s"] > 15:
+        return "silent"
+    if one.get("done"):
+        return "done"
+    if "stands" not in one:
+        return "waits for the beginning"
+    if not one["stands"]:
+        return "fetches the agreed state"
+    return "waits for others" if one.get("waits", 0) > 0.5 else "trains"
+
+
+def find(name: str | None) -> Path:
+    """The folder of a federation that was founded here; without a name the only one. Raises: StateError."""
+    if name is not None:
+        Terms.read(ROOT / name)
+        return ROOT / name
+    known = sorted(path.parent for path in ROOT.glob("*/terms.json"))
+    if len(known) != 1:
+        names = ", ".join(path.name for path in known) or "none"
+        raise StateError("which federation?", found=names, hint="--federation NAME")
+    return known[0]
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise FleetError("an address is HOST:PORT", found=repr(text), expected=f"0.0.0.0:{PORT}")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,157 @@
+"""join, by invitation: this machine becomes a member of a federation, and trains its island."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from konvoi.errors import FleetError, StateError
+from konvoi.fleet import desk
+from konvoi.fleet.crew import AgentHandle
+from konvoi.fleet.local import Local, local
+from konvoi.job.job import Job, prepare
+from konvoi.plan.convoy import Plan
+from konvoi.plan.sync.messages import Decision
+from konvoi.security.roster import Invitation
+from konvoi.state import record
+from konvoi.task import Federation, Membership
+from konvoi.verbs.federation import terms_of
+from konvoi.verbs.islands import OneIsland, check, run_all
+from konvoi.verbs.running import Keeping, Recording, checked, how_soon, stop_signals
+
+ROOT = Path("memberships")
+LOOK_S = 1.0
+
+
+def enlist(invitation: Invitation, recipe: Path, say: Callable[[str], None]) -> Path:
+    """Make a key here, which stays here, and have it signed; returns the federation's folder on this machine. Where
+    that was done before, nothing is asked.
+
+    Raises: FleetError where the recipe here is another one, or the desk refuses.
+    """
+    from konvoi.security.identity import Identity, ask, fingerprint
+
+    folder = ROOT / invitation.federation
+    _check_recipe(invitation, recipe)
+    if (folder / invitation.name / "certificate.pem").exists():
+        return folder
+    if time.time() > invitation.expires:
+        raise FleetError("this invitation has expired", hint="ask for another one")
+    key, request = ask(invitation.name)
+    body = {
+        "name": invitation.name,
+        "token": invitation.token,
+        "request": request.decode(),
+        "terms": invitation.terms,
+    }
+    told = desk.ask(invitation.desks, "/enrol", body, invitation.authority)
+    certificate = str(told["certificate"]).encode()
+    Identity(invitation.name, certificate, key, invitation.authority.encode()).save(folder / invitation.name)
+    kept = dataclasses.replace(invitation, token="")  # it was used
+    (folder / invitation.name / "invitation.json").write_text(kept.as_text())
+    say(f"joined {invitation.federation} as {invitation.name}; the certificate is {fingerprint(certificate)}")
+    return folder
+
+
+def _check_recipe(invitation: Invitation, recipe: Path) -> None:
+    if invitation.terms != terms_of(recipe, invitation.overrides, invitation.plan, invitation.federation_id):
+        raise FleetError(
+            "the recipe here is not the federation's",
+            found=recipe,
+            hint=f"the same {invitation.recipe}, byte for byte, and the same version of konvoi: code is never sent",
+        )
+
+
+def wait_for_the_beginning(
+    invitation: Invitation, folder: Path, say: Callable[[str], None], should_stop: Callable[[], int]
+) -> tuple[str, ...]:
+    """With whom training has begun. Raises: FleetError; KeyboardInterrupt after a stop that was asked for."""
+    identity, last = folder / invitation.name, ""
+    while not should_stop():
+        try:
+            body = {"terms": invitation.terms, "address": "", "facts": {}}
+            told = desk.ask(invitation.desks, "/meet", body, invitation.authority, identity)
+        except desk.Unreached as error:
+            line = f"{error.message}; trying again ({error.found})"
+        else:
+            if told["begun"]:
+                return tuple(map(str, told["begun"]))
+            line = f"waiting for members: {len(told['here'])} of {told['num_first']} are here"
+        if line != last:
+            say(line)
+        last = line
+        time.sleep(LOOK_S)
+    raise KeyboardInterrupt
+
+
+def train_member(
+    invitation: Invitation,
+    folder: Path,
+    job: Job,
+    plan: Plan,
+    keeping: Keeping,
+    preload: tuple[str, ...],
+    *,
+    public: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> record.Record:
+    """Train this machine's island until the convoy's last step. Raises: what training raises."""
+    with AgentHandle(preload) as agent, stop_signals() as stop:
+        prepared = prepare(job)  # while the agent loads torch
+        begun = wait_for_the_beginning(invitation, folder, say, lambda: how_soon(stop))
+        batch = check(job, prepared, plan, Local(1, islands=max(2, len(begun))))
+        machine = agent.hello()["machine"]
+        fleet = local(1, device="cpu")
+        kind = fleet.device_kind(machine)
+        is_first = invitation.name in begun
+        lease = batch * plan.convoy.steps_per_round
+        membership = Membership(
+            invitation.name,
+            plan.convoy,
+            Decision.first(begun, begun, lease) if is_first else Decision.unknown(begun),
+            batch,
+            len(begun),
+            f"{invitation.federation} {invitation.terms}",
+            folder.resolve(),
+            address="0.0.0.0",
+            federation=Federation(invitation.desks, invitation.authority, invitation.terms, public),
+        )
+        here = record.create(keeping.root, keeping.name)
+        with here.alone():
+            task = checked(prepared, plan.island, 1, here, keeping, kind, batch=batch)
+            lines = (*task.derived, *plan.convoy.derived(batch, prepared.num_steps))
+            task = dataclasses.replace(task, membership=membership, derived=lines)
+            with Recording(here, task, keeping.sinks) as recording:
+                where = f"{invitation.name} of {invitation.federation}, on {socket.gethostname()}"
+                recording.begin(where, machine)
+                one = OneIsland(invitation.name, task, agent, recording)
+                run_all([one], fleet, lambda: how_soon(stop))
+    if stop and one.outcome is not None and one.outcome.reason == "stopped":
+        saved = "the others train on; `konvoi join` with the same file comes back"
+        raise KeyboardInterrupt(saved) if stop[0] == signal.SIGINT else SystemExit(128 + stop[0])
+    return here
+
+
+def leave(federation: str) -> None:
+    """Tell the desk that this machine's members will not come back. Raises: FleetError, StateError."""
+    found = sorted((ROOT / federation).glob("*/invitation.json"))
+    if not found:
+        known = ", ".join(sorted(path.name for path in ROOT.glob("*"))) or "none"
+        raise StateError("this machine is no member of that federation", found=federation, expected=known)
+    for path in found:
+        one = Invitation.read(path.read_text())
+        desk.ask(one.desks, "/leave", {}, one.authority, path.parent)
+
+
+def status(federation: str) -> dict[str, object]:
+    """What the desk knows, asked by a member. Raises: FleetError, StateError."""
+    found = sorted((ROOT / federation).glob("*/invitation.json"))
+    if not found:
+        raise StateError("this machine is no member of that federation", found=federation)
+    one = Invitation.read(found[0].read_text())
+    told = desk.ask(one.desks, "/status", {}, one.authority, found[0].parent)["status"]
+    return {"federation": federation, "at": time.time(), **told}
