@@ -18,7 +18,8 @@ from typing import Any
 
 import konvoi as kv
 from _harness import say
-from konvoi.lab import Lab, Link
+from konvoi.lab import Fault, Lab, Link
+from konvoi.observe.events import from_json
 from konvoi.plan.convoy import Convoy
 
 ISLANDS, CORES = 4, 0.4
@@ -38,19 +39,20 @@ class Shape:
 QUICK = Shape(depth=2, width=64)
 
 
-def job(shape: Shape, steps: int) -> kv.Job:
+def job(shape: Shape, steps: int, **other: Any) -> kv.Job:
     """With the optimizer of `_learning.py`."""
     rest = kv.optimizers.adamw(lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
-    return kv.Job(
-        model=shape.recipe(),
-        data=kv.data.text("stdlib", seq_len=SEQ_LEN),
-        objective=kv.objectives.next_token(),
-        optimizer=kv.optimizers.muon(lr=0.01, weight_decay=0.0, adamw=rest),
-        schedule=kv.schedules.constant(),
-        global_batch=SAMPLES * ISLANDS,
-        steps=steps,
-        validate_every=0,
-    )
+    fields: dict[str, Any] = {
+        "model": shape.recipe(),
+        "data": kv.data.text("stdlib", seq_len=SEQ_LEN),
+        "objective": kv.objectives.next_token(),
+        "optimizer": kv.optimizers.muon(lr=0.01, weight_decay=0.0, adamw=rest),
+        "schedule": kv.schedules.constant(),
+        "global_batch": SAMPLES * ISLANDS,
+        "steps": steps,
+        "validate_every": 0,
+    }
+    return kv.Job(**fields | other)
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Trace:
     """By island: when each step ended, in seconds of one clock."""
 
     ends: dict[str, list[float]] = field(default_factory=dict)
+    events: dict[str, list[Any]] = field(default_factory=dict)  # by island, in order
     sent: list[int] = field(default_factory=list)  # bytes of each host
     dropped: list[int] = field(default_factory=list)
 
@@ -67,11 +70,16 @@ class Trace:
 
 
 def train(
-    plan: Convoy, link: Link, shape: Shape, steps: int, on_step: Callable[[Lab, str, int], None] | None = None
+    plan: Convoy,
+    link: Link,
+    work: kv.Job,
+    on_step: Callable[[Lab, str, int], None] | None = None,
+    *,
+    faults: Sequence[Fault] = (),
 ) -> Trace:
     """Every island to its end. `on_step(lab, island, step)` is called in between."""
     trace = Trace()
-    with Lab(ISLANDS, link, cpu=CORES, say=say) as lab, tempfile.TemporaryDirectory() as folder:
+    with Lab(ISLANDS, link, cpu=CORES, faults=faults, say=say) as lab, tempfile.TemporaryDirectory() as folder:
 
         def seen(name: str, step: int) -> None:
             trace.ends.setdefault(name, []).append(time.monotonic())
@@ -79,7 +87,10 @@ def train(
                 on_step(lab, name, step)
 
         fleet = lab.fleet(seen)
-        kv.train(job(shape, steps), kv.Island() | plan, fleet, folder=folder, checkpoint_every=0, sinks=())
+        run = kv.train(work, kv.Island() | plan, fleet, folder=folder, checkpoint_every=0, sinks=())
+        for name in trace.ends:
+            where = run.folder if name == "island-0" else run.folder / "islands" / name
+            trace.events[name] = [from_json(line) for line in (where / "events.jsonl").read_text().splitlines()]
     trace.sent, trace.dropped = lab.traffic["sent"], lab.traffic["dropped"]
     return trace
 

@@ -165,7 +165,7 @@ def speed(options: Options, plans: Mapping[int, str]) -> Result:
         convoy = replace(convoy, every=every)
         rounds = 1 if options.quick else ROUNDS
         say(f"{name}: {text} over {link.describe()}")
-        trace = _far.train(convoy, link, shape, every * (rounds + 1) + 1)
+        trace = _far.train(convoy, link, _far.job(shape, every * (rounds + 1) + 1))
         steps[name] = trace.step_s(every, every * (rounds + 1))
         figures |= {
             name: free_s / steps[name],
@@ -203,7 +203,7 @@ def _free(far: Any, shape: Any, steps: int, alone: int) -> tuple[float, float]:
             held[0].__exit__(None, None, None)
 
     total = steps + alone + 1
-    trace = far.train(Convoy(every=total + 1), Link(), shape, total, on_step)
+    trace = far.train(Convoy(every=total + 1), Link(), far.job(shape, total), on_step)
     first = trace.ends["island-0"]
     before = replace(trace, ends={name: ends[:steps] for name, ends in trace.ends.items()})
     return before.step_s(4, steps), (first[steps + alone] - first[steps + 1]) / (alone - 1)
