@@ -28,8 +28,17 @@ class Newcomer:
     """One attempt after the other to have the newest state."""
 
     def __init__(
-        self, name: str, anchor: Anchor, parcels: Parcels, wire: Wire, refuse: Callable[[str], None], last: Decision
+        self,
+        name: str,
+        anchor: Anchor,
+        parcels: Parcels,
+        wire: Wire,
+        refuse: Callable[[str], None],
+        last: Decision,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`changed` is called when a state, its last piece or a decision has come."""
+        self._changed = changed
         self._name, self._anchor, self._parcels, self._wire, self._refuse = name, anchor, parcels, wire, refuse
         self._decisions = {last.round: last}
         self._wanted: State | None = None
@@ -86,6 +95,7 @@ class Newcomer:
             self._data = {name: data for name, data in self._data.items() if name in names}
             self._missing, self._asked = deque(name for name in names if name not in self._data), {}
         self._go_on()
+        self._changed()
 
     def _go_on(self) -> None:
         for source in list(self._sources):
@@ -108,6 +118,8 @@ class Newcomer:
             if data is not None:
                 self._refuse(source)
         self._go_on()
+        if not self._missing and not self._asked:
+            self._changed()
 
     def lost(self, source: str) -> None:
         """It does not have it any more, or lies, or is gone."""
@@ -120,9 +132,12 @@ class Newcomer:
     # -- from that state to the newest decision ---------------------------------------------------------------------
 
     def decided(self, decision: Decision) -> None:
+        if self._decisions.get(decision.round) == decision:
+            return
         self._decisions[decision.round] = decision
         for old in sorted(self._decisions)[:-KEPT]:
             del self._decisions[old]
+        self._changed()
 
     def _way(self) -> list[Decision]:
         """The decisions from the state that is here to the newest, the first of which vouches for it; none where that
@@ -148,8 +163,12 @@ class Newcomer:
     def _lacking(self) -> tuple[str, ...]:
         return tuple(hash for one in self._way() for hash in one.results if hash not in self._parcels)
 
-    def is_ready(self) -> bool:
-        return bool(self._way()) and not self._lacking()
+    def is_ready(self, *, ask: bool = False) -> bool:
+        """With `ask`, sums that are missing are asked for."""
+        lacking = self._lacking()
+        if lacking and ask and self._sources:
+            self._wire.send(self._name, self._sources[0], Ask(max(self._decisions), lacking))
+        return bool(self._way()) and not lacking
 
     def arrive(self) -> Decision:
         """Take the state, and all that was decided since; returns the last of it.

@@ -116,7 +116,12 @@ def test_an_invitation_is_read_as_it_was_written_and_nobody_else_may(tmp_path):
         INVITATION.write(path)
 
 
-@pytest.mark.parametrize("change", [{"name": 3}, {"desks": "h:1"}, {"expires": None}, {"more": 1}, {"token": None}])
+CHANGES = [{"federation": "../f"}, {"name": "../../a"}, {"recipe": "/etc/r.py"}, {"recipe": "../r.py"}, {"name": ""}]
+
+
+@pytest.mark.parametrize(
+    "change", [*CHANGES, {"name": 3}, {"desks": "h:1"}, {"expires": None}, {"more": 1}, {"token": None}]
+)
 def test_what_is_no_invitation_is_refused(change):
     with pytest.raises(FleetError, match="no invitation"):
         Invitation.read(json.dumps({**INVITATION.__dict__, **change}))

@@ -33,7 +33,7 @@ def page(folder: Path) -> str:
     started = run.started
     plan = _read(folder / "plan.json") or dict(started.plan if started else {})
     job = _read(folder / "job.json") or dict(started.job if started else {})
-    unit = str(job.get("unit", "samples"))
+    unit = read_unit(folder)
     parts: list[Callable[[], Section | None]] = [
         lambda: sections.loss(run),
         lambda: sections.speed(run, unit),
@@ -50,7 +50,12 @@ def page(folder: Path) -> str:
         + sections.headline(run, unit)
         + "".join(map(_section, made))
     )
-    return _html(folder.resolve().name, body)
+    return page_of(folder.resolve().name, body)
+
+
+def read_unit(folder: Path) -> str:
+    """What the run counts."""
+    return str(_read(folder / "job.json").get("unit", "samples"))
 
 
 def _section(section: Section) -> str:
@@ -78,7 +83,8 @@ def _state(run: Account) -> tuple[str, str]:
     return ("bad" if run.ended.reason == "failed" else "good"), run.ended.reason
 
 
-def _html(title: str, body: str) -> str:
+def page_of(title: str, body: str) -> str:
+    """A self-contained page."""
     style = files("konvoi.observe").joinpath("report.css").read_text(encoding="utf-8")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(title)} · Konvoi</title>'

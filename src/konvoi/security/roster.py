@@ -188,6 +188,11 @@ class Invitation:
             for name, value in found.items():
                 if not isinstance(value, kinds.get(name, str)):
                     raise TypeError(name)
+            for name in (found["federation"], found["name"]):
+                if not NAME.fullmatch(name):
+                    raise ValueError(f"{name!r} is no name")
+            if Path(found["recipe"]).name != found["recipe"]:
+                raise ValueError(f"{found['recipe']!r} is no file's name")
             lists = {name: tuple(map(str, found[name])) for name in ("desks", "overrides")}
             return cls(**{**found, **lists})
         except (ValueError, TypeError, AttributeError) as error:

@@ -176,6 +176,10 @@ def _lost(s: State, out: list[Action], event: Lost) -> None:
 
 def _found(s: State, out: list[Action], event: Found) -> None:
     s.lost -= {event.peer}
+    if not s.stands and s.last.round >= 0:
+        out.append(Fetch((event.peer,)))
+    elif not s.stands and s.can_be_member and event.peer in s.last.voters:
+        out.append(Send(event.peer, Join(s.last.round, stands=False)))
 
 
 def _received(s: State, out: list[Action], event: Received) -> None:
