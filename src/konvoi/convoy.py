@@ -129,7 +129,8 @@ class LiveConvoy:
         if isinstance(message, (Piece, Result)) and message.hash not in self._parcels:
             self._fetch(sender, message)
         elif isinstance(message, StateAsk):
-            self._lend(sender, message.round)
+            if (state := self._library.lend(message.round)) is not None:
+                self.wire.send(self.name, sender, state)
         elif isinstance(message, State):
             if self._newcomer is not None:
                 self._newcomer.on_state(sender, message)
@@ -153,11 +154,6 @@ class LiveConvoy:
             self._parcels.fetch(sender, message.hash, here)
 
     # -- coming in late ------------------------------------------------------------------------------------------------
-
-    def _lend(self, sender: str, round: int) -> None:
-        state = self._library.lend(round)
-        if state is not None:
-            self.wire.send(self.name, sender, state)
 
     def _get_state(self, action: ev.Fetch) -> None:
         last = self.state.last
