@@ -42,13 +42,7 @@ def _train(options: argparse.Namespace, lab: Any = None) -> None:
     from konvoi.fleet.crew import AgentHandle
     from konvoi.verbs.train import PRELOAD
 
-    if not options.recipe.is_file():
-        nearby = [str(path) for path in options.recipe.parent.glob("*.py")]
-        raise JobError(
-            "no such recipe",
-            found=options.recipe,
-            hint=did_you_mean(str(options.recipe), nearby) if nearby else "a Python file that defines `job`",
-        )
+    _check_recipe(options.recipe)
     # An agent loads torch while the recipe is read; a lab's islands have one each, on their hosts.
     with AgentHandle(PRELOAD) if lab is None else contextlib.nullcontext() as agent:
         recipe = load_recipe(options.recipe)
@@ -106,7 +100,11 @@ def _federation(options: argparse.Namespace) -> None:
 
     if options.act == "start":
         _check_plan(options.plan)
-        override(recipe_job(load_recipe(options.recipe), options.recipe), options.overrides)  # or nobody could join
+        _check_recipe(options.recipe)
+        job = override(recipe_job(load_recipe(options.recipe), options.recipe), options.overrides)
+        if job.global_batch % options.members:  # or nobody could join
+            found = f"global_batch={job.global_batch}, --members {options.members}"
+            raise PlanError("the first members share the global batch alike", found=found)
         terms = {"name": options.name, "num_first": options.members, "listen": options.listen, "at": options.at}
         folder = federation.found(options.recipe, options.overrides, options.plan, **terms)
         federation.serve(folder, _line, threading.Event())
@@ -125,6 +123,16 @@ def _federation(options: argparse.Namespace) -> None:
             federation.revoke(folder, options.member)
         else:
             _out(federation.members(folder))
+
+
+def _check_recipe(path: Path) -> None:
+    if not path.is_file():
+        nearby = [str(other) for other in path.parent.glob("*.py")]
+        raise JobError(
+            "no such recipe",
+            found=path,
+            hint=did_you_mean(str(path), nearby) if nearby else "a Python file that defines `job`",
+        )
 
 
 def _check_plan(text: str) -> Plan:

@@ -160,13 +160,15 @@ class LiveConvoy:
         if self._newcomer is None:
             ready = self._see_whether_ready
             self._newcomer = Newcomer(self.name, self.anchor, self._parcels, self.wire, self.refuse, last, ready)
+        if action.at_beat:
+            self._newcomer.beat()
         self._newcomer.ask(action.peers, last.round)
         self._see_whether_ready()
 
     def _see_whether_ready(self) -> None:
         """The state is here, and what was decided since: go on from there, between two steps."""
         assert self._newcomer is not None
-        self._parcels.keep_only({*self._newcomer.needed(), *self.state.held})
+        self._parcels.keep_only({*self._newcomer.needed(), *self.state.held, *self.state.pieces.values()})
         if self._newcomer.is_ready(ask=True) and not self._between_steps:
             self._between_steps.append(Turn(self._arrive))
             self._changed.notify_all()

@@ -21,7 +21,7 @@ NUM_SOURCES = 4
 NUM_ASKED = 4  # pieces at a time, from each
 KEPT = 8  # decisions
 MOST_IDLE = 5  # beats without a piece
-MOST_ASKED = 150  # beats without any answer
+MOST_BEATS = 150  # beats without any answer
 
 
 class Newcomer:
@@ -46,7 +46,7 @@ class Newcomer:
         self._missing: deque[str] = deque()
         self._asked: dict[str, str] = {}  # from whom
         self._data: dict[str, bytes] = {}
-        self._had = self._num_idle = self._num_asked = 0
+        self._had = self._num_idle = self._num_beats = 0
         self._has_heard = False
         self._first_at = self._last_at = 0.0
         self.num_bytes = 0  # that were fetched
@@ -56,15 +56,18 @@ class Newcomer:
         """From the first piece that was asked for to the last that came."""
         return max(0.0, self._last_at - self._first_at)
 
-    def ask(self, peers: Sequence[str], round: int) -> None:
-        """Those who may have it, and the sums of what was decided since; at each beat. `round`: of this island.
+    def beat(self) -> None:
+        """Some seconds are over.
 
         Raises: FleetError where nobody answers for too long.
         """
-        self._num_asked += 1
-        if self._num_asked > MOST_ASKED and not self._has_heard:
-            raise FleetError("nobody has the agreed state any more", found=f"asked {MOST_ASKED} times, round {round}")
+        self._num_beats += 1
+        if self._num_beats > MOST_BEATS and not self._has_heard:
+            raise FleetError("nobody has the agreed state any more", found=f"asked {MOST_BEATS} times")
         self._give_up_the_silent()
+
+    def ask(self, peers: Sequence[str], round: int) -> None:
+        """Those who may have it, and the sums of what was decided since. `round`: of this island."""
         wants = self._lacking() if self._way() else ()
         for peer in peers[:NUM_SOURCES]:
             known = self._wanted.decision.round if self._wanted else -1
@@ -106,9 +109,12 @@ class Newcomer:
                 self._wire.fetch(self._name, source, name, partial(self._got, source, name))
 
     def _got(self, source: str, name: str, data: bytes | None) -> None:
-        if self._asked.get(name) != source:
-            return  # of an attempt that was given up
-        del self._asked[name]
+        if self._asked.get(name) == source:
+            del self._asked[name]
+        elif name in self._missing and data is not None and hashed(data) == name:
+            self._missing.remove(name)  # from somebody who was given up too soon
+        else:
+            return
         if data is not None and hashed(data) == name:
             self._data[name] = data
             self._last_at, self.num_bytes = time.monotonic(), self.num_bytes + len(data)
@@ -132,6 +138,7 @@ class Newcomer:
     # -- from that state to the newest decision ---------------------------------------------------------------------
 
     def decided(self, decision: Decision) -> None:
+        self._has_heard = True
         if self._decisions.get(decision.round) == decision:
             return
         self._decisions[decision.round] = decision

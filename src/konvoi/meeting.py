@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from konvoi.errors import KonvoiError
 from konvoi.fleet import desk
 from konvoi.task import Federation
 
@@ -110,9 +109,9 @@ class AtDesk:
             try:
                 self._ask()
                 wait, was_away = ASK_S, False
-            except KonvoiError as error:
+            except Exception as error:  # whatever it is, this island goes on, and asks again
                 if not was_away:
-                    self._warn(f"{error.message}: this island goes on with whom it knows ({error.found})")
+                    self._warn(f"{error}\nthis island goes on with whom it knows")
                 wait, was_away = min(2 * wait, BACKOFF_S), True
             self._soon.wait(wait)
             self._soon.clear()

@@ -39,7 +39,11 @@ class Member:
         self.task, self.given, self.is_over = task, task.membership, place.stop_requested
         given = self.given
         self.emit = emit
+        self.pace, self.dialed, self.banned = Pace(), set[str](), set[str]()
+        self.said: set[tuple[str, str]] = set()  # who was refused, and why
         folder = given.folder / given.name
+        public = given.federation.public if given.federation is not None else ""
+        port = public.rpartition(":")[2] or "0"
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         anchor = Anchor(trained, given.plan, given.num_parts)
         self.wire = Peers(
@@ -47,21 +51,25 @@ class Member:
             hello=given.run.encode(),
             encode=frames.encode,
             decode=frames.decode,
-            address=f"{given.address}:0",
+            address=f"{given.address}:{port}",
             largest=max(CHUNK, anchor.largest_part()),
-            on_refused=lambda peer, why: self.warn(f"{peer or 'somebody unknown'} was refused: {why}"),
+            on_refused=self._refused,
         )
         rules = given.plan.rules(given.num_parts, given.batch * given.plan.steps_per_round)
         self.live = LiveConvoy(
             given.name, given.plan, rules, given.first, anchor, self.wire, Journal(folder / "journal")
         )
-        self.pace, self.dialed, self.banned = Pace(), set[str](), set[str]()
         self.told = self.live.state.last.round
         self.meeting: Meeting = Folder(given.folder, given.name, given.address)
         if given.federation is not None:
             self.meeting = AtDesk(given.federation, folder, facts=self.facts, heard=self._heard, warn=self.warn)
         self.meeting.begin(self.wire.port)
         self._heard((*given.first.members, *given.first.voters), ())
+
+    def _refused(self, peer: str, why: str) -> None:
+        if (peer, why) not in self.said and peer not in self.banned:
+            self.said.add((peer, why))
+            self.warn(f"{peer or 'somebody unknown'} was refused: {why}")
 
     def warn(self, text: str) -> None:
         self.emit(Warned(message=text))
@@ -110,11 +118,13 @@ class Member:
                 self.pace.waited(time.monotonic() - begin)
 
     def step(self, own: int) -> int:
-        """The number of the next step, of this island's count: that of the convoy, where it has come further without
-        this island. Schedules end together."""
-        state = self.live.state
-        taken = max(0, state.last.round) * self.given.plan.steps_per_round + max(0, state.step - state.began)
-        return min(max(own, taken + 1), self.task.prepared.num_steps)
+        """The number of the next step: of this island's own count, or where it has just come to a state that the others
+        have reached meanwhile, of theirs."""
+        if self.live.arrival is None:
+            return own
+        (round, size, seconds), self.live.arrival = self.live.arrival, None
+        self.emit(StateFetched(round=round, size_bytes=size, seconds=seconds))
+        return min(max(own, round * self.given.plan.steps_per_round + 1), self.task.prepared.num_steps)
 
     def after_step(self, weight: float) -> None:
         self.live.after_step(self.given.batch, weight)
@@ -122,10 +132,7 @@ class Member:
         self._tell()
 
     def _tell(self) -> None:
-        """What was agreed since this was called last, and the state that was fetched."""
-        if self.live.arrival is not None:
-            (round, size, seconds), self.live.arrival = self.live.arrival, None
-            self.emit(StateFetched(round=round, size_bytes=size, seconds=seconds))
+        """What was agreed since this was called last."""
         state = self.live.state
         for decision in state.kept:
             if decision.round > self.told:
@@ -154,7 +161,8 @@ class Member:
         self.live.happen(ev.Leaving())
         until = time.monotonic() + LEAVE_S
         while not self.live.is_out and not self.meeting.all_done(self.live.state.last.members):
-            if self.is_over() and time.monotonic() > until:
+            is_empty = not self.live.state.last.members  # all have left, and some are gone already
+            if (is_empty or self.is_over()) and time.monotonic() > until:
                 return
             time.sleep(LOOK_S / 5)
 

@@ -151,7 +151,7 @@ class Session:
 
     def after_step(self, done: StepDone) -> None:
         """Tell, evaluate and save where it is time."""
-        job, step = self.job, done.step
+        job, step, before = self.job, done.step, self.step
         self.step = step
         self.buffers.after_step(not done.skipped)
         if self.member is not None:
@@ -164,10 +164,10 @@ class Session:
         if step == self.start + 1:
             self.checkpoints.load_early()
         self.checkpoints.check()
-        if job.validate_every and step % job.validate_every == 0:
+        if job.validate_every and step // job.validate_every > before // job.validate_every:
             self.evaluate(step)
         every = self.task.checkpoint_every
-        is_time = bool(every) and step % every == 0
+        is_time = bool(every) and step // every > before // every
         is_kept = job.patience is not None and self.best_step == step
         if (is_time or is_kept) and step < self.task.prepared.num_steps:  # the last one is `end`'s
             self.save(step)

@@ -112,7 +112,9 @@ class Simulation:
 
     def _can_go_on(self) -> bool:
         ready = {one.name: one.catch_up() for one in self.convoys}
-        return all(ready[one.name] for one in self.convoys if one.state.stands)
+        reading = (one.convoy for one in self.islands if one.convoy.state.is_member and one.convoy.state.stands)
+        have_data = all(sum(b - a for a, b in one.positions(self.batch)) == self.batch for one in reading)
+        return have_data and all(ready[one.name] for one in self.convoys if one.state.stands)
 
     def _take_step(self, one: Simulated, step: int) -> None:
         job, island, parts = self.prepared.job, one.island, one.parts

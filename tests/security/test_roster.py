@@ -44,17 +44,15 @@ def test_no_token_is_written_down(roster):
     assert stat.S_IMODE(roster.path.stat().st_mode) == 0o600
 
 
-def test_who_is_revoked_is_no_member_and_may_be_invited_anew(roster):
+def test_who_is_revoked_is_no_member_and_nobody_else_gets_the_name(roster):
     roster.invite("a", NOW)
     roster.admit("a", "one", NOW)
     roster.revoke("a", NOW)
     assert not roster.is_member("a", "one")
     with pytest.raises(FleetError, match="no such member"):
         roster.revoke("a", NOW)
-    roster.accept("a", roster.invite("a", NOW), NOW)
-    roster.admit("a", "two", NOW)
-    assert roster.is_member("a", "two")
-    assert not roster.is_member("a", "one")
+    with pytest.raises(FleetError, match="was revoked"):
+        roster.invite("a", NOW)
 
 
 def test_an_invitation_that_was_not_used_can_be_revoked(roster):
@@ -62,6 +60,8 @@ def test_an_invitation_that_was_not_used_can_be_revoked(roster):
     roster.revoke("a", NOW)
     with pytest.raises(FleetError, match="not known"):
         roster.accept("a", token, NOW)
+    assert roster.revoked == {}
+    roster.invite("a", NOW)
 
 
 def test_two_processes_see_what_the_other_adds_and_a_third_reads_all(roster):

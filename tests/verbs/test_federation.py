@@ -21,7 +21,7 @@ job = kv.Job(
     data=kv.data.text("stdlib", seq_len=32),
     objective=kv.objectives.next_token(),
     global_batch=8,
-    steps=400,
+    steps=100_000,
     validate_every=0,
 )
 """
@@ -52,10 +52,11 @@ def start():
     started = []
 
     def run(*words, folder):
-        log = (folder / f"log-{len(started)}").open("w+")
+        path = folder / f"log-{len(started)}"
         command = [sys.executable, "-m", "konvoi", *words]
-        one = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
-        one.log = Path(log.name)
+        with path.open("w") as log:
+            one = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
+        one.log = path
         started.append(one)
         return one
 
@@ -117,7 +118,7 @@ def test_three_machines_train_one_model_and_the_third_comes_later(here, start):
     told = konvoi("federation", "status", "--federation", "far", folder=here)
     assert told.returncode == 0, told.stderr
     assert "training began with ada, bob" in told.stdout
-    assert "trains" in told.stdout or "waits" in told.stdout
+    assert told.stdout.count("trains") + told.stdout.count("waits for others") >= 2
     seen = konvoi("federation", "status", "--federation", "far", "--json", folder=machines[1])  # as a member
     assert json.loads(seen.stdout)["members"]["cy"]["reaches"] == ["ada", "bob"]
 
@@ -125,11 +126,13 @@ def test_three_machines_train_one_model_and_the_third_comes_later(here, start):
     assert desk.wait(20) == 130
     before = len(agreed(machines[0]))
     until(lambda: len(agreed(machines[0])) > before + 3, of=[*first, third])
-    for one in (*first, third):
-        assert one.wait(200) == 0, one.log.read_text()
+    steps = [event["step"] for event in events(machines[2]) if event["event"] == "StepDone"]
     assert any(event["event"] == "StateFetched" for event in events(machines[2]))
-    last = [event["step"] for event in events(machines[2]) if event["event"] == "StepDone"][-1]
-    assert last == 400  # its schedule was the others'
+    assert steps[0] > 8  # its schedule is the others'
+    for one in (*first, third):
+        one.send_signal(signal.SIGINT)
+    for one in (*first, third):
+        assert one.wait(60) == 130, one.log.read_text()
 
 
 def found(**other):

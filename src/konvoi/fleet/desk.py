@@ -21,7 +21,7 @@ from typing import Any
 
 from konvoi.errors import FleetError, KonvoiError
 from konvoi.security.identity import Authority, fingerprint, name_of
-from konvoi.security.roster import DESK, Roster
+from konvoi.security.roster import DESK, NAME, Roster
 
 LARGEST = 1 << 16  # bytes of a request, or an answer to a member
 TIMEOUT_S = 10.0
@@ -124,8 +124,9 @@ class Desk:
             raise FleetError("an address is text, and facts are by name")
         if address.startswith(":"):  # as it is seen from here
             address = f"[{host}]{address}" if ":" in host else host + address
-        self.present[name] = {"address": address, "seen": self.clock(), "facts": facts}
-        here = [one for one, told in self.present.items() if self.clock() - told["seen"] < AWAY_S]
+        self.present[name] = {"address": address, "seen": self.clock(), "facts": _known(facts)}
+        members = {one: told for one, told in self.present.items() if one in self.roster.members}
+        here = [one for one, told in members.items() if self.clock() - told["seen"] < AWAY_S]
         if not self.roster.begun and len(here) >= self.num_first:
             self.roster.begin(here[: self.num_first], self.clock())
             self.say(f"training begins with {', '.join(self.roster.begun)}")
@@ -133,9 +134,9 @@ class Desk:
             "begun": list(self.roster.begun),
             "here": sorted(here),
             "num_first": self.num_first,
-            "addresses": {one: told["address"] for one, told in self.present.items() if told["address"]},
-            "done": [one for one, told in self.present.items() if told["facts"].get("done")],
-            "revoked": sorted(self.roster.revoked.keys() - self.roster.members.keys()),
+            "addresses": {one: told["address"] for one, told in members.items() if told["address"]},
+            "done": [one for one, told in members.items() if told["facts"].get("done")],
+            "revoked": sorted(self.roster.revoked),
         }
 
     def status(self) -> dict[str, Any]:
@@ -143,15 +144,16 @@ class Desk:
         now = self.clock()
         members = {
             name: {
+                **((told := self.present.get(name, {})).get("facts", {})),
+                **({"address": told["address"], "seen_s": round(now - told["seen"], 1)} if told else {}),
                 "fingerprint": mark,
                 "left": name in self.roster.left,
-                **({"seen_s": round(now - told["seen"], 1)} if (told := self.present.get(name)) else {}),
-                **({"address": told["address"], **told["facts"]} if told else {}),
             }
             for name, mark in sorted(self.roster.members.items())
         }
         hours = {name: round((one.expires - now) / 3600, 1) for name, one in sorted(self.roster.invited.items())}
         return {
+            "num_first": self.num_first,
             "begun": list(self.roster.begun),
             "members": members,
             "invited": {name: {"expires_in_h": left} for name, left in hours.items()},
@@ -222,6 +224,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """The desk says itself what a person should know."""
 
 
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a member says of itself, what has a meaning here; it is shown to people."""
+    kinds = {"round": int, "step": int, "refused": int, "stands": bool, "done": bool}
+    found = {name: value for name, kind in kinds.items() if type(value := facts.get(name)) is kind}
+    for name in ("samples_per_s", "waits"):
+        if isinstance(facts.get(name), (int, float)):
+            found[name] = float(facts[name])
+    reaches = facts.get("reaches")
+    if isinstance(reaches, list):
+        found["reaches"] = [one for one in reaches[:100] if isinstance(one, str) and NAME.fullmatch(one)]
+    return found
+
+
 def _text(body: Mapping[str, Any], key: str) -> str:
     value = body.get(key)
     if not isinstance(value, str) or len(value) > 20_000:
@@ -240,13 +255,13 @@ def ask(
 
     Raises: Unreached; FleetError with the desk's own reason.
     """
-    context = ssl.create_default_context(cadata=authority)
-    if identity is not None:
-        context.load_cert_chain(identity / "certificate.pem", identity / "key.pem")
     reasons = []
     for desk in desks:
         host, _, port = desk.rpartition(":")
         try:
+            context = ssl.create_default_context(cadata=authority)
+            if identity is not None:
+                context.load_cert_chain(identity / "certificate.pem", identity / "key.pem")
             return _ask_one(host.strip("[]"), int(port), context, path, body)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reasons.append(f"{desk}: {error}")

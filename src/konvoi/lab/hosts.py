@@ -72,7 +72,7 @@ def check_root() -> None:
 def make(tag: str, number: int, link: Link, cores: float | None) -> tuple[Host, int]:
     """A host and its open TUN device. Raises: FleetError."""
     name, device, address = f"{tag}h{number}", f"{tag}t{number}", f"10.77.0.{number + 1}"
-    file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    file, made = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK), None
     try:
         fcntl.ioctl(file, TUNSETIFF, struct.pack("16sH", device.encode(), IFF_TUN | IFF_NO_PI))
         _ip("netns", "add", name)
@@ -86,10 +86,11 @@ def make(tag: str, number: int, link: Link, cores: float | None) -> tuple[Host, 
             _run("ip", "netns", "exec", name, "sysctl", "-qw", f"net.ipv4.tcp_congestion_control={link.congestion}")
         host = Host(name, address, device, _group(name) if cores is not None else None)
         if cores is not None:
+            made = host
             host.limit(cores)
     except BaseException:
         os.close(file)
-        subprocess.run(("ip", "netns", "del", name), stderr=subprocess.DEVNULL, check=False)
+        remove(made or Host(name, address, device, None))
         raise
     return host, file
 

@@ -52,7 +52,7 @@ class Lab:
         self.hosts: list[Host] = []
         self.traffic: dict[str, list[int]] = {}  # bytes sent and packets dropped by each host, when it has ended
         self._closing = contextlib.ExitStack()
-        self._is_over = threading.Event()
+        self._is_over, self._lock = threading.Event(), threading.Lock()
         self._begun: threading.Thread | None = None
 
     def __enter__(self) -> Lab:
@@ -132,9 +132,10 @@ class Lab:
 
     def begin(self) -> None:
         """From now on the faults' seconds count. A second call does nothing."""
-        if self._begun is None and self.faults:
-            self._begun = threading.Thread(target=self._do_all, name="konvoi-faults", daemon=True)
-            self._begun.start()
+        with self._lock:
+            if self._begun is None and self.faults:
+                self._begun = threading.Thread(target=self._do_all, name="konvoi-faults", daemon=True)
+                self._begun.start()
 
     def _do_all(self) -> None:
         started = time.monotonic()

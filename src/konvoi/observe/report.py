@@ -33,7 +33,7 @@ def page(folder: Path) -> str:
     started = run.started
     plan = _read(folder / "plan.json") or dict(started.plan if started else {})
     job = _read(folder / "job.json") or dict(started.job if started else {})
-    unit = read_unit(folder)
+    unit = str(job.get("unit", "samples"))
     parts: list[Callable[[], Section | None]] = [
         lambda: sections.loss(run),
         lambda: sections.speed(run, unit),

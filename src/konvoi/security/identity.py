@@ -32,9 +32,9 @@ class Identity:
         """Into three files that nobody else may read."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for file, data in (
-            ("certificate.pem", self.certificate),
             ("key.pem", self.key),
             ("authority.pem", self.authority),
+            ("certificate.pem", self.certificate),  # last: where it is, all is
         ):
             _write(folder / file, data)
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ class Roster:
     begun: tuple[str, ...] = ()  # with whom training began
 
     read: int = 0  # bytes of the log
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Roster:
@@ -50,6 +52,10 @@ class Roster:
 
     def refresh(self) -> None:
         """Take what has been added since, by another process perhaps. Raises: StateError."""
+        with self.lock:
+            self._read_on()
+
+    def _read_on(self) -> None:
         if not self.path.exists() or self.path.stat().st_size == self.read:
             return
         with self.path.open("rb") as file:
@@ -72,6 +78,8 @@ class Roster:
             raise FleetError("a member's name is like a host's", found=repr(name), expected="letters, digits, - and .")
         if name in self.members:
             raise FleetError("there is such a member already", found=name, hint="revoke it first, or another name")
+        if name in self.revoked:
+            raise FleetError("this member was revoked: others would not hear it", found=name, hint="another name")
         if not hours > 0:
             raise FleetError("an invitation lasts some hours", found=hours)
         token = secrets.token_urlsafe(32)
@@ -138,7 +146,8 @@ class Roster:
             self.left.discard(name)
         elif what == "revoked":
             self.invited.pop(name, None)
-            self.revoked[name] = self.members.pop(name, "")
+            if name in self.members:
+                self.revoked[name] = self.members.pop(name)
         elif what == "left":
             self.left.add(name)
         else:

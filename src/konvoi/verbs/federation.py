@@ -84,7 +84,7 @@ def found(
     if num_first < 2:
         raise FleetError("training begins with two members or more", found=num_first)
     _host_and_port(listen)
-    desks = tuple(one if ":" in one.rpartition("]")[2] else f"{one}:{_host_and_port(listen)[1]}" for one in at)
+    desks = _with_port(at, listen)
     folder = ROOT / name
     if (folder / "terms.json").exists():
         known = Terms.read(folder)
@@ -127,7 +127,7 @@ def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> N
 def invite(folder: Path, member: str, *, hours: float = HOURS, out: Path | None = None, at: Sequence[str] = ()) -> Path:
     """Write an invitation for one named member; returns its file. Raises: FleetError, StateError."""
     terms = Terms.read(folder)
-    desks = tuple(at) or terms.desks
+    desks = _with_port(at, terms.listen) or terms.desks
     if not desks:
         raise FleetError(
             "where members reach the desk is not known",
@@ -183,7 +183,8 @@ def as_table(told: Mapping[str, Any], now: float) -> str:
     """Of `status`, for a person: who is slow, and why."""
     rows = [("member", "seen", "round", "step", "samples/s", "waits", "reaches", "what")]
     for name, one in told["members"].items():
-        seen = f"{one['seen_s'] + now - told['at']:.0f} s" if "seen_s" in one else "never"
+        one = {**one, **({"seen_s": one["seen_s"] + now - told["at"]} if "seen_s" in one else {})}
+        seen = f"{one['seen_s']:.0f} s" if "seen_s" in one else "never"
         waits = f"{100 * one['waits']:.0f} %" if "waits" in one else ""
         figures = (one.get(key, "") for key in ("round", "step", "samples_per_s"))
         rows.append((name, seen, *map(str, figures), waits, ", ".join(one.get("reaches", ())), _what(one)))
@@ -227,8 +228,14 @@ def find(name: str | None) -> Path:
     return known[0]
 
 
+def _with_port(at: Sequence[str], listen: str) -> tuple[str, ...]:
+    """Where no port is given, it is the desk's own."""
+    port = _host_and_port(listen)[1]
+    return tuple(one if ":" in one.rpartition("]")[2] else f"{one}:{port}" for one in at)
+
+
 def _host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or int(port) > 65535:
         raise FleetError("an address is HOST:PORT", found=repr(text), expected=f"0.0.0.0:{PORT}")
     return host.strip("[]"), int(port)

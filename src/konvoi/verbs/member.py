@@ -38,6 +38,10 @@ def enlist(invitation: Invitation, recipe: Path, say: Callable[[str], None]) -> 
     folder = ROOT / invitation.federation
     _check_recipe(invitation, recipe)
     if (folder / invitation.name / "certificate.pem").exists():
+        known = Invitation.read((folder / invitation.name / "invitation.json").read_text())
+        if known.federation_id != invitation.federation_id:
+            hint = "move that folder away, if its federation is no more"
+            raise FleetError("another federation of this name was joined here", found=folder, hint=hint)
         return folder
     if time.time() > invitation.expires:
         raise FleetError("this invitation has expired", hint="ask for another one")
@@ -50,9 +54,10 @@ def enlist(invitation: Invitation, recipe: Path, say: Callable[[str], None]) -> 
     }
     told = desk.ask(invitation.desks, "/enrol", body, invitation.authority)
     certificate = str(told["certificate"]).encode()
-    Identity(invitation.name, certificate, key, invitation.authority.encode()).save(folder / invitation.name)
+    (folder / invitation.name).mkdir(parents=True, exist_ok=True, mode=0o700)
     kept = dataclasses.replace(invitation, token="")  # it was used
     (folder / invitation.name / "invitation.json").write_text(kept.as_text())
+    Identity(invitation.name, certificate, key, invitation.authority.encode()).save(folder / invitation.name)
     say(f"joined {invitation.federation} as {invitation.name}; the certificate is {fingerprint(certificate)}")
     return folder
 
@@ -68,8 +73,11 @@ def _check_recipe(invitation: Invitation, recipe: Path) -> None:
 
 def wait_for_the_beginning(
     invitation: Invitation, folder: Path, say: Callable[[str], None], should_stop: Callable[[], int]
-) -> tuple[str, ...]:
-    """With whom training has begun. Raises: FleetError; KeyboardInterrupt after a stop that was asked for."""
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """With whom training has begun, and who is there now.
+
+    Raises: FleetError; KeyboardInterrupt after a stop that was asked for.
+    """
     identity, last = folder / invitation.name, ""
     while not should_stop():
         try:
@@ -79,7 +87,7 @@ def wait_for_the_beginning(
             line = f"{error.message}; trying again ({error.found})"
         else:
             if told["begun"]:
-                return tuple(map(str, told["begun"]))
+                return tuple(map(str, told["begun"])), tuple(map(str, told["here"]))
             line = f"waiting for members: {len(told['here'])} of {told['num_first']} are here"
         if line != last:
             say(line)
@@ -100,9 +108,11 @@ def train_member(
     say: Callable[[str], None] = lambda text: None,
 ) -> record.Record:
     """Train this machine's island until the convoy's last step. Raises: what training raises."""
-    with AgentHandle(preload) as agent, stop_signals() as stop:
+    mine = record.Record(folder / invitation.name)
+    with mine.alone(), AgentHandle(preload) as agent, stop_signals() as stop:  # two of one name would vote twice
         prepared = prepare(job)  # while the agent loads torch
-        begun = wait_for_the_beginning(invitation, folder, say, lambda: how_soon(stop))
+        begun, here_now = wait_for_the_beginning(invitation, folder, say, lambda: how_soon(stop))
+        contacts = tuple(sorted({*begun, *here_now} - {invitation.name}))
         batch = check(job, prepared, plan, Local(1, islands=max(2, len(begun))))
         machine = agent.hello()["machine"]
         fleet = local(1, device="cpu")
@@ -112,7 +122,7 @@ def train_member(
         membership = Membership(
             invitation.name,
             plan.convoy,
-            Decision.first(begun, begun, lease) if is_first else Decision.unknown(begun),
+            Decision.first(begun, begun, lease) if is_first else Decision.unknown(contacts),
             batch,
             len(begun),
             f"{invitation.federation} {invitation.terms}",

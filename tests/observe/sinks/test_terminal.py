@@ -47,6 +47,7 @@ def test_plain_lines_tell_the_whole_run():
         "warning: worker 1: worker 1 is slow [red]",
         "error: worker 1 on alpha died at step 1: signal SIGKILL",
         "restarted from step 1, restart 1 of 3",
+        "the agreed state of round 3 is here: 1.0 MB in 500 ms",
         "finished at step 1 after 9.0 s: all [bold]done",
     ]
 

@@ -26,6 +26,7 @@ from konvoi.security.identity import Identity
 T = TypeVar("T")
 METHOD = "/konvoi.Wire/Lane"
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+LIVED_S = 5.0  # a lane that has lived so long was no refusal
 GRACE_S = 1.0  # for a lane to open again, before its peer is told to be out of reach
 OPTIONS = [
     ("grpc.max_receive_message_length", 2 << 20),
@@ -213,7 +214,7 @@ class Peers:
                 await asyncio.sleep(RETRY_S[0])
                 continue
             async with grpc.aio.secure_channel(where, credentials, options=options) as channel:
-                lane = Lane(peer)
+                lane, opened = Lane(peer), self._loop.time()
                 call: Any = channel.stream_stream(METHOD)()
                 writer = self._spawn(self._write(lane, call))
                 try:
@@ -221,7 +222,7 @@ class Peers:
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                     log.debug("lane %d of %s to %s: %s", number, self.name, peer, error)
                 finally:
-                    tries = 0 if lane in self._lanes.get(peer, ()) else tries + 1
+                    tries = 0 if self._loop.time() > opened + LIVED_S else tries + 1
                     writer.cancel()
                     call.cancel()
                     self._lost(lane)

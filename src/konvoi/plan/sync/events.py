@@ -150,6 +150,7 @@ class Fetch:
     """Get the state behind the newest decision from those who have it. One that goes on already stays."""
 
     peers: tuple[str, ...]
+    at_beat: bool = False  # and not because something was heard
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def receive(s: State, out: list[Action], sender: str, message: Any) -> None:
         s.heard = {**s.heard, sender: s.last.round}
     if s.leaving and not s.is_member and sender in s.last.voters and message.round >= s.last.round and not s.is_out:
         s.is_out = True  # the others go on without this island
-        out.append(Out())
+        out += [Send(sender, Ask(s.last.round)), Out()]  # and the sender may be waiting for a word, too
         return
     if isinstance(message, (Ask, Join, Leave)):
         _on_guest(s, out, sender, message)

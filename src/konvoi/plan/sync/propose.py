@@ -53,14 +53,15 @@ def set_deadline(s: State, out: list[Action]) -> None:
         out.append(SetTimer("deadline", s.round, s.rules.deadline_s))
 
 
-def on_lost(s: State, out: list[Action]) -> None:
+def on_lost(s: State, out: list[Action], peer: str) -> None:
     """Somebody is out of reach: his turn to propose need not be waited out, nor his part of what is under way."""
     if not s.is_voter:
         return
     concerned = _concerned(s.chosen) if s.phase == "reduce" and s.chosen is not None else ()
     if {*concerned} & s.lost:
         begin(s, out, next_ballot(s))
-    elif not s.phase and (s.offers or s.promised > 0):
+    turns = {proposer(s.last, ballot) for ballot in range(max(s.promised, s.seen, 0), next_ballot(s))}
+    if not s.phase and peer in turns and (s.offers or s.promised > 0):
         out.append(SetTimer("patience", s.round, patience(s)))
 
 
@@ -135,13 +136,17 @@ def see_to_it(s: State, out: list[Action]) -> None:
                 _send(out, peer, Decided(s.proposal))
 
 
+def _awaited(s: State) -> set[str]:
+    counted = {one.member for one in s.last.updates}
+    present = {*s.last.members} - s.left
+    return {m for m in present if m in s.last.voters or m in counted or m in s.standing or s.rules.servers}
+
+
 def _may_select(s: State) -> bool:
     """All that are waited for have offered; or it is late, and enough have. Newcomers and leavers alone are a reason
     for a round, too, in which nothing is added up."""
-    counted = {one.member for one in s.last.updates}
-    present = {*s.last.members} - s.left
-    awaited = {m for m in present if m in s.last.voters or m in counted or m in s.standing or s.rules.servers}
-    is_enough = len(s.offers) >= max(1, math.ceil(s.rules.quorum * len(awaited)))
+    present, awaited = {*s.last.members} - s.left, _awaited(s)
+    is_enough = len(s.offers) >= _enough(s)
     if is_enough and awaited - s.lost - s.fetching <= s.offers.keys():
         return True
     if not s.offers and (s.joining - present - silent(s) or s.left & {*s.last.members}):
@@ -149,8 +154,14 @@ def _may_select(s: State) -> bool:
     return s.is_late and is_enough
 
 
+def _enough(s: State) -> int:
+    return max(1, math.ceil(s.rules.quorum * len(_awaited(s))))
+
+
 def _select(s: State) -> Select:
     offers = [s.offers[member] for member in sorted(s.offers) if member in s.last.members]
+    reached = [one for one in offers if one.member not in s.lost]  # the others' pieces would not come
+    offers = reached if len(reached) >= _enough(s) else offers
     (anchor, _), *_ = Counter(one.anchor for one in offers).most_common(1) or [("", 0)]
     updates = tuple(one for one in offers if one.anchor == anchor)  # what moved from elsewhere cannot be added up
     owners = s.rules.servers or tuple(one.member for one in updates)

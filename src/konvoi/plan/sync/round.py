@@ -152,7 +152,7 @@ def _beat(s: State, out: list[Action]) -> None:
     if s.can_be_member and not s.leaving and not is_settled:
         out += [Send(voter, Join(s.last.round, s.stands and s.is_member)) for voter in s.last.voters]
     if not s.stands and s.last.round >= 0:
-        out.append(Fetch(tuple(others)))
+        out.append(Fetch(tuple(others), at_beat=True))
     if s.leaving and s.last.round >= 0:
         out += [Send(voter, Leave(s.last.round)) for voter in s.last.voters]
     if s.own is not None and (s.select is None or s.own not in s.select.updates):
@@ -171,7 +171,7 @@ def _beat(s: State, out: list[Action]) -> None:
 
 def _lost(s: State, out: list[Action], event: Lost) -> None:
     s.lost |= {event.peer}
-    propose.on_lost(s, out)
+    propose.on_lost(s, out, event.peer)
 
 
 def _found(s: State, out: list[Action], event: Found) -> None:
@@ -245,7 +245,8 @@ def _apply(s: State, out: list[Action], decision: Decision) -> None:
     _enter(s, decision)
     s.kept = kept
     if counted is not None:  # who comes too late offers the same work, and what it has done since, at once
-        s.began = snapped if snapped is not None else s.step
+        last_step = s.step if snapped is None else snapped
+        s.began = max(last_step, s.step - s.rules.every + 1)  # an update has a step of its own, however late this comes
     known = {hash for one in kept for hash in one.results}
     s.held = frozenset(hash for hash in s.held if hash in known)
     if was_member and not s.is_member:
