@@ -46,6 +46,7 @@ class AgentHandle:
             "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             "OPENBLAS_NUM_THREADS": "1",  # numpy's pool of threads would not survive the fork
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting devices must not initialise CUDA before the fork
+            "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),  # the convoy itself says who is gone
             "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ALLOCATOR),
         }
         # -P: a file of the user's called random.py must not shadow the standard library's.
