@@ -10,13 +10,45 @@ from torch.distributed.tensor import DTensor
 from konvoi.island import LiveIsland
 from konvoi.job import vocabulary_parallel
 from konvoi.learner import Learner
-from konvoi.plan.split import fully_shard, local_attention, materialize, parts, pipeline, replicate, stages, tensor
+from konvoi.plan.split import (
+    fully_shard,
+    local_attention,
+    materialize,
+    parts,
+    pipeline,
+    replicate,
+    same_machine,
+    stages,
+    tensor,
+)
 from konvoi.proof import trace
 
 
 def small_buckets():
     """Several buckets for a model of a few thousand numbers."""
     return patch.multiple(replicate, BUCKET_BYTES=4000, FIRST_BUCKET_BYTES=500)
+
+
+def apart():
+    """As if each worker had a machine of its own: gradients are sent, and not added up in memory."""
+    return patch.object(same_machine, "in_common", lambda shapes, group: None)
+
+
+def nothing_apart(place, payload):
+    """No bug, and messages."""
+    with small_buckets(), apart():
+        return trace(place, payload)
+
+
+def dropped_sum_in_memory(place, payload):
+    """The second bucket stays what this worker alone computed."""
+
+    def add_up(self):
+        original(dataclasses.replace(self, tensors=[own[:1] + own[2:] for own in self.tensors]))
+
+    original = same_machine.Common.add_up
+    with small_buckets(), patch.object(same_machine.Common, "add_up", add_up):
+        return trace(place, payload)
 
 
 def nothing(place, payload):
@@ -33,7 +65,7 @@ def dropped_all_reduce(place, payload):
             original(self, bucket)
 
     original = replicate.Buckets._send
-    with small_buckets(), patch.object(replicate.Buckets, "_send", send):
+    with small_buckets(), apart(), patch.object(replicate.Buckets, "_send", send):
         return trace(place, payload)
 
 
@@ -117,6 +149,7 @@ def synchronised_too_early(place, payload):
     original = parts.run_micro_batches
     with (
         small_buckets(),
+        apart(),
         patch.object(replicate, "run_micro_batches", run),
         patch.object(fully_shard, "run_micro_batches", run),
     ):
