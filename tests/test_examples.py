@@ -23,7 +23,7 @@ def load(path: Path):
 JOBS = [path for path in PROGRAMS if "def job(" in path.read_text()]
 
 
-LONG = ("split_anything", "stdlib_gpt", "write_python")
+LONG = ("spirals", "split_anything", "stdlib_gpt", "write_python")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def test_a_plan_computes_what_one_process_computes(table, row):
     assert table.differences(row, timeout_s=110 if row.plan.compile else 60) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_a_row_leaves_no_thread_behind(table):
     rows_by_name = {row.name: row for row in ROWS}

@@ -53,6 +53,7 @@ def _prove(pool, table, budget_s=60.0, entry=trace):
     return doctor._prove(proof, table, lines.append, budget_s), lines
 
 
+@pytest.mark.slow
 def test_the_self_test_has_a_line_a_row(pool):
     is_good, lines = _prove(pool, rows(2, compiled=False)[:3])
     assert is_good

@@ -20,6 +20,7 @@ def objective(model, batch):
     return kv.objectives.classification()(model, {"inputs": batch["x"], "labels": batch["y"]})
 
 
+@pytest.mark.slow
 def test_the_users_own_collate_and_objective_are_used(agent, tmp_path):
     run = small.train(agent, tmp_path, small.job(objective=objective, collate=pairs, validate_every=None))
     last = small.events(run, Evaluated)[-1]

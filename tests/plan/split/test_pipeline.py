@@ -39,6 +39,7 @@ def test_a_run_over_a_pipeline_tells_what_a_run_of_one_worker_tells(agent, tmp_p
     small.tells_the_same(run, alone)
 
 
+@pytest.mark.slow
 def test_a_model_that_has_too_few_blocks_is_refused_before_a_worker_starts(agent, tmp_path, job):
     with pytest.raises(PlanError, match="more stages than blocks") as caught:
         small.train(agent, tmp_path, job(global_batch=16), kv.Island(pp=4))
@@ -58,6 +59,7 @@ def test_a_module_that_is_used_behind_the_blocks_and_before_them_is_refused(agen
     assert caught.value.found.startswith("first is called again")
 
 
+@pytest.mark.slow
 def test_sums_and_norms_around_the_blocks_see_what_a_stage_has_received(agent, tmp_path):
     for model in (SumsAround, NormsAround):
         job = small.job(model=model)

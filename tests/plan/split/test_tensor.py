@@ -89,6 +89,7 @@ def test_a_run_under_tp_tells_what_a_run_of_one_worker_tells(agent, tmp_path, jo
     small.tells_the_same(run, alone)
 
 
+@pytest.mark.slow
 def test_how_a_model_is_cut_is_said_at_the_start(agent, tmp_path, job):
     (started,) = small.events(small.train(agent, tmp_path, job(model=Plain, steps=1), kv.Island(tp=2)), RunStarted)
     (line,) = [line for line in started.derived if line.startswith("tp = ")]

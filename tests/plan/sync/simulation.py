@@ -21,7 +21,7 @@ from konvoi.plan.sync.round import advance
 QUIET_AT, END = 26.0, 54.0  # faults come before the first; at the second all must have met again
 LEASE = 10
 RULES = st.Rules(
-    every=40, num_parts=2, lease=LEASE, quorum=0.5, deadline_s=1.5, patience_s=2.5, beat_s=1.0, max_ahead=200, kept=4
+    every=60, num_parts=2, lease=LEASE, quorum=0.5, deadline_s=1.5, patience_s=2.5, beat_s=1.0, max_ahead=200, kept=4
 )
 
 
@@ -142,7 +142,7 @@ class World:
         for fault in given.faults:
             if fault.when != "vote":
                 self.push(fault.at, "fault", "", fault)
-        if given.seed % 2:  # the others have wires that say nothing
+        if given.seed % 4 == 1:  # the others have wires that say nothing
             self.push(1.0, "hint", "", None)
 
     def add(self, name: str, state: st.State, *, stands: bool) -> None:
@@ -333,11 +333,11 @@ class World:
             for other in self.hosts:
                 if host.alive and other != name and self.random.random() < 0.5:
                     is_gone = not self.hosts[other].alive or self.is_cut(other, name) or self.is_cut(name, other)
-                    is_said = is_gone != (self.random.random() < 0.1 and self.now < QUIET_AT)
+                    is_said = is_gone != (self.random.random() < 0.05 and self.now < QUIET_AT)
                     if is_said != (other in host.state.lost):
                         self.seen["hint"] += 1
                         self.happen(host, (ev.Lost if is_said else ev.Found)(other))
-        self.push(self.now + 1.0, "hint", "", None)
+        self.push(self.now + 2.0, "hint", "", None)
 
     def restart(self, name: str) -> None:
         host = self.hosts[name]

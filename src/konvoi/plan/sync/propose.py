@@ -145,8 +145,10 @@ def _awaited(s: State) -> set[str]:
 def _may_select(s: State) -> bool:
     """All that are waited for have offered; or it is late, and enough have. Newcomers and leavers alone are a reason
     for a round, too, in which nothing is added up."""
+    if not s.offers and not s.joining and not s.left:
+        return False
     present, awaited = {*s.last.members} - s.left, _awaited(s)
-    is_enough = len(s.offers) >= _enough(s)
+    is_enough = len(s.offers) >= _enough(s, awaited)
     if is_enough and awaited - s.lost - s.fetching <= s.offers.keys():
         return True
     if not s.offers and (s.joining - present - silent(s) or s.left & {*s.last.members}):
@@ -154,14 +156,14 @@ def _may_select(s: State) -> bool:
     return s.is_late and is_enough
 
 
-def _enough(s: State) -> int:
-    return max(1, math.ceil(s.rules.quorum * len(_awaited(s))))
+def _enough(s: State, awaited: set[str]) -> int:
+    return max(1, math.ceil(s.rules.quorum * len(awaited)))
 
 
 def _select(s: State) -> Select:
     offers = [s.offers[member] for member in sorted(s.offers) if member in s.last.members]
     reached = [one for one in offers if one.member not in s.lost]  # the others' pieces would not come
-    offers = reached if len(reached) >= _enough(s) else offers
+    offers = reached if len(reached) >= _enough(s, _awaited(s)) else offers
     (anchor, _), *_ = Counter(one.anchor for one in offers).most_common(1) or [("", 0)]
     updates = tuple(one for one in offers if one.anchor == anchor)  # what moved from elsewhere cannot be added up
     owners = s.rules.servers or tuple(one.member for one in updates)
