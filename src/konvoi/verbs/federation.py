@@ -176,7 +176,7 @@ def status(folder: Path) -> dict[str, Any]:
         told = json.loads((folder / "status.json").read_text())
     except OSError:
         raise StateError("this desk has never run", hint=f"konvoi federation start {terms.recipe}") from None
-    return {"federation": terms.federation, "num_first": terms.num_first, **told}
+    return {"federation": terms.federation, **told}
 
 
 def as_table(told: Mapping[str, Any], now: float) -> str:

@@ -93,7 +93,7 @@ def wait_for_the_beginning(
             say(line)
         last = line
         time.sleep(LOOK_S)
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt("the same command comes back")
 
 
 def train_member(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Started:
-    """The first event of a process; `fresh` where it has the anchor of `State.last`."""
+    """The first event of a process; `stands` where it has the anchor of `State.last`."""
 
     stands: bool
 

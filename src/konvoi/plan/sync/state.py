@@ -88,7 +88,7 @@ class State:
     standing: frozenset[str] = frozenset()  # newcomers that have said that they stand
     joining: frozenset[str] = frozenset()
     left: frozenset[str] = frozenset()
-    lost: frozenset[str] = frozenset()  # whom the wire does not reach just now
+    lost: frozenset[str] = frozenset()  # whom the wire has reached, and does not just now
     fetching: frozenset[str] = frozenset()  # members that have said that they do not stand
 
     def __copy__(self) -> State:
