@@ -96,6 +96,9 @@ def _lab(options: argparse.Namespace) -> None:
 
 
 def _federation(options: argparse.Namespace) -> None:
+    from konvoi.verbs.running import require_net
+
+    require_net("a federation")
     from konvoi.verbs import federation, member
 
     if options.act == "start":
@@ -143,9 +146,11 @@ def _check_plan(text: str) -> Plan:
 
 
 def _join(options: argparse.Namespace) -> None:
+    from konvoi.verbs.running import Keeping, require_net
+
+    require_net("a federation")
     from konvoi.security.roster import Invitation
     from konvoi.verbs import member
-    from konvoi.verbs.running import Keeping
     from konvoi.verbs.train import PRELOAD
 
     try:

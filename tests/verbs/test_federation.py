@@ -1,5 +1,6 @@
 """Machines of one's own, each a process here: founded, invited, joined, revoked, on the command line."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from konvoi.cli import main
 from konvoi.errors import FleetError, StateError
 from konvoi.verbs import federation, member
 
@@ -226,3 +228,11 @@ def test_a_table_says_who_is_slow_and_why():
     assert "2.0 h left" in what["gus"]
     assert what["hal"].endswith("revoked")
     assert "refused 2 times" in lines[-1]
+
+
+@pytest.mark.parametrize("words", [["federation", "invite", "ada"], ["join", "ada.invite"]], ids=" ".join)
+def test_who_lacks_the_extra_is_told_which(monkeypatch, capsys, words):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "grpc" else find(name, *more))
+    assert main(words) == 2
+    assert "konvoi[net]" in capsys.readouterr().err

@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from konvoi.errors import MissingExtra, PlanError
+from konvoi.errors import PlanError
 from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.local import Local
 from konvoi.fleet.local import run as run_local
@@ -23,7 +22,7 @@ from konvoi.plan.sync.messages import Decision
 from konvoi.state import record
 from konvoi.task import Membership, Outcome, Task
 from konvoi.values import Source
-from konvoi.verbs.running import Keeping, Recording, checked, how_soon, stop_signals
+from konvoi.verbs.running import Keeping, Recording, checked, how_soon, require_net, stop_signals
 
 LOOK_S = 0.2
 
@@ -55,9 +54,7 @@ def memberships(prepared: Prepared, plan: Convoy, names: Sequence[str], folder: 
 def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
     """The samples of an island's step. Raises: PlanError for what a convoy cannot do."""
     convoy, islands = plan.convoy, fleet.islands
-    for package, module in (("grpcio", "grpc"), ("cryptography", "cryptography"), ("pydantic", "pydantic")):
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtra(package, "net", "a convoy between processes")
+    require_net("a convoy between processes")
     if islands < 2:
         raise PlanError("a convoy has several islands", found="islands=1", hint="kv.fleet.local(4, islands=2)")
     if plan.island.num_workers > 1:

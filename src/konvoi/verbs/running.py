@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from konvoi.errors import DiskFull, KonvoiError
+from konvoi.errors import DiskFull, KonvoiError, MissingExtra
 from konvoi.fleet import torchrun
 from konvoi.job.job import Prepared
 from konvoi.observe.events import Emit, Event, RunEnded, RunStarted, StepDone
@@ -37,6 +38,13 @@ class Keeping:
     keep: int
     profile: bool
     sinks: Sequence[MakeSink] | None
+
+
+def require_net(what: str) -> None:
+    """Raises: MissingExtra where what speaks over the network is not installed."""
+    for package, module in (("grpcio", "grpc"), ("cryptography", "cryptography"), ("pydantic", "pydantic")):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(package, "net", what)
 
 
 def checked(
