@@ -114,7 +114,8 @@ def _pipelines() -> list[Row]:
     table += [Row(name, plan) for plan in hybrids for name in ("gpt deep", "gpt deep tied")]
     table += [Row("gpt deep", plan, (("freeze", ("embed*", "blocks.0.*")),)) for plan in (two[0], hybrids[1])]
     table += [Row("gpt deep", two[0], (("ema", 0.9),)), Row("gpt deep", _but(two[0], accumulate=4))]
-    table += [Row("gpt deep", _but(two[0], precision="fp32"), (), FP32, only_losses=True)]
+    # Not "gpt deep": in fp32 it parts by 1e-5 under dp as well, once Adam has divided a gradient of nothing by itself.
+    table += [Row("gpt ragged", _but(two[0], precision="fp32"), (), FP32, only_losses=True)]
     table += [
         Row("gpt ragged", _but(plan, precision="bf16"), (), BF16, only_losses=True) for plan in (two[0], hybrids[1])
     ]
