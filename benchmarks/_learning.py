@@ -86,7 +86,7 @@ class Trial:
         rest = optimizers.adamw(lr=self.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
         job = Job(
             model=models.gpt(depth=DEPTH, width=WIDTH).fit(train.spec),
-            data=(train.train, None),
+            data=train.train,
             objective=objectives.next_token(),
             optimizer=optimizers.muon(lr=self.lr, momentum=self.momentum, weight_decay=0.0, adamw=rest),
             schedule=schedules.cosine(warmup=0.05, floor=0.1),

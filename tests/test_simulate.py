@@ -317,7 +317,8 @@ def test_an_update_that_is_not_finite_ends_its_island_with_the_reason_and_nobody
         pass
     next(iter(simulation.islands[1].parameters.values())).fill_(float("nan"))
     for one in simulation.islands:
-        one.convoy.after_step(4, 4.0)
+        one.convoy.stepped(4, 4.0)
+        one.convoy.catch_up()
     simulation.hub.run(0.1)
     with pytest.raises(NonFiniteError, match="update of this island"):
         simulation.islands[1].convoy.catch_up()

@@ -153,18 +153,13 @@ def _join(options: argparse.Namespace) -> None:
     from konvoi.verbs import member
     from konvoi.verbs.train import PRELOAD
 
-    try:
-        text = sys.stdin.read() if options.invitation == "-" else Path(options.invitation).read_text()
-    except OSError as error:
-        raise FleetError("the invitation cannot be read", found=f"{options.invitation}: {error.strerror}") from None
-    invitation = Invitation.read(text)
+    invitation = Invitation.load(options.invitation)
+    plan = _check_plan(member.plan_here(invitation.plan, options.plan))
     recipe = options.recipe or Path(invitation.recipe)
     folder = member.enlist(invitation, recipe, _line)
     job = override(recipe_job(load_recipe(recipe), recipe), invitation.overrides)
     keeping = Keeping(options.name, Path("runs"), False, None, 2, False, _sinks(options))
-    run = member.train_member(
-        invitation, folder, job, _check_plan(invitation.plan), keeping, PRELOAD, public=options.address, say=_line
-    )
+    run = member.train_member(invitation, folder, job, plan, keeping, PRELOAD, public=options.address, say=_line)
     _line(f"report: {run.folder / 'report.html'}")
 
 

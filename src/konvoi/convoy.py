@@ -1,14 +1,14 @@
 """A live convoy, as one of its islands sees it: what the machine of the round wants is done, in tensors and messages.
 
-Three kinds of thread may meet here: the training loop, which calls `after_step`; the wire's, which brings messages and
-timers; and whoever encodes and adds up (`Wire.work`). The machine runs under one lock, in whichever comes. Weights are
-read and written by the training loop alone, between two steps.
+Three kinds of thread may meet here: the training loop, which calls `stepped` and `catch_up`; the wire's, which brings
+messages and timers; and whoever encodes and adds up (`Wire.work`). The machine runs under one lock, in whichever comes.
+Weights are read and written by the training loop alone, between two steps.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +57,7 @@ class LiveConvoy:
         self.state = st.State(name, rules, first)
         self.step, self.tally = 0, Tally()
         self.step_with: Callable[[list[Tensor]], None] | None = None  # takes the mean gradient, where those are sent
-        self.refused: dict[str, int] = {}  # messages that were of no use, by sender
+        self.refused = Counter[str]()  # messages that were of no use, by sender
         self.error: BaseException | None = None  # of another thread, for the training loop to raise
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -72,7 +72,7 @@ class LiveConvoy:
         self._notebook = Notebook(journal, self._parcels)
         is_back = self._notebook.recall(self.state)
         stands = not is_back and (self.state.is_member or not self.state.can_be_member)
-        self._is_holding = not stands
+        self.is_holding = not stands
         with self._lock:
             self.wire.join(name, self.receive, self.find)
             self.wire.watch(name, lambda peer, whether: self.happen((ev.Found if whether else ev.Lost)(peer)))
@@ -94,34 +94,38 @@ class LiveConvoy:
             lease = self.state.last.lease_of(self.name)
             return leases.take(leases.without_first(lease, self.tally.samples), number)
 
-    def after_step(self, samples: int, weight: float, gradients: Sequence[Tensor] = ()) -> None:
-        """A step was taken; with gradients, their sums, none was."""
+    def stepped(self, samples: int, weight: float, gradients: Sequence[Tensor] = ()) -> None:
+        """A step was taken; with gradients, their sums, none was. What has to be done now waits for `catch_up`."""
         with self._lock:
             self.step += 1
             self.tally.add(samples, weight, gradients)
             self.happen(ev.Stepped(self.step))
-        self.catch_up()
 
     def catch_up(self) -> bool:
         """Do what had to wait until no step was under way. Returns whether the next one may be taken."""
         with self._lock:
             if self.error is not None:
                 raise self.error
-            while self._between_steps and self._between_steps[0].is_ready:
+            while self._has_turn():
                 self._between_steps.popleft().call()
-            return not self._is_holding
+            return not self.is_holding
 
     def is_settled(self) -> bool:
         """Whether all that was sent is decided, and applied."""
         with self._lock:
-            return self.catch_up() and self.state.snapped is None and not self._between_steps
+            return not self.is_holding and self.state.snapped is None and not self._between_steps
 
-    def wait(self, seconds: float) -> bool:
-        """Until the next step may be taken, or for so long; whether it may."""
+    def look(self, seconds: float) -> bool:
+        """Whether there is something for `catch_up`. Where there is not, and no step may be taken, wait for so long."""
         with self._lock:
-            if not self.catch_up():
+            if self.error is not None:
+                raise self.error
+            if self.is_holding and not self._has_turn():
                 self._changed.wait(seconds)
-            return self.catch_up()
+            return self._has_turn()
+
+    def _has_turn(self) -> bool:
+        return bool(self._between_steps) and self._between_steps[0].is_ready
 
     # -- from the wire ------------------------------------------------------------------------------------------------
 
@@ -148,7 +152,7 @@ class LiveConvoy:
             if is_right:
                 self.happen(ev.Received(sender, message))
             else:
-                self.refuse(sender)  # it will be asked for again
+                self.refused[sender] += 1  # it will be asked for again
 
         if message.round > self.state.last.round and self.name != self.state.rules.witness:
             self._parcels.fetch(sender, message.hash, here)
@@ -158,8 +162,8 @@ class LiveConvoy:
     def _get_state(self, action: ev.Fetch) -> None:
         last = self.state.last
         if self._newcomer is None:
-            ready = self._see_whether_ready
-            self._newcomer = Newcomer(self.name, self.anchor, self._parcels, self.wire, self.refuse, last, ready)
+            ready, refuse = self._see_whether_ready, lambda sender: self.refused.update([sender])
+            self._newcomer = Newcomer(self.name, self.anchor, self._parcels, self.wire, refuse, last, ready)
         if action.at_beat:
             self._newcomer.beat()
         self._newcomer.ask(action.peers, last.round)
@@ -180,11 +184,8 @@ class LiveConvoy:
         self.arrival = (decision.round, self._newcomer.num_bytes, self._newcomer.seconds)
         self._newcomer = None
         self.tally.drop()
-        self._is_holding = False
+        self.is_holding = False
         self.happen(ev.Fetched(decision))
-
-    def refuse(self, sender: str) -> None:
-        self.refused[sender] = self.refused.get(sender, 0) + 1
 
     # -- the machine --------------------------------------------------------------------------------------------------
 
@@ -278,13 +279,10 @@ class LiveConvoy:
         elif mean is not None:
             self.anchor.apply(round, mean, was_counted=is_own, drop=action.counted is not None)
         state = self.state  # which may be in a later round already
-        self._is_holding = state.snapped is not None and state.step - state.snapped >= state.rules.max_ahead
+        self.is_holding = state.snapped is not None and state.step - state.snapped >= state.rules.max_ahead
 
-    def _hold(self, action: ev.Hold) -> None:
-        self._is_holding = True
-
-    def _out(self, action: ev.Out) -> None:
-        self.is_out = True
+    def _hold_or_out(self, action: ev.Hold | ev.Out) -> None:
+        self.is_holding, self.is_out = True, self.is_out or isinstance(action, ev.Out)
 
 
 ACTIONS: dict[type, Callable[..., None]] = {
@@ -294,7 +292,7 @@ ACTIONS: dict[type, Callable[..., None]] = {
     ev.Snapshot: LiveConvoy._snapshot,
     ev.Reduce: LiveConvoy._reduce,
     ev.Apply: LiveConvoy._apply,
-    ev.Hold: LiveConvoy._hold,
+    ev.Hold: LiveConvoy._hold_or_out,
     ev.Fetch: LiveConvoy._get_state,
-    ev.Out: LiveConvoy._out,
+    ev.Out: LiveConvoy._hold_or_out,
 }

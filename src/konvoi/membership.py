@@ -1,9 +1,10 @@
-"""An island in a convoy over the network: it meets the others, reads what is leased to it, agrees, and leaves."""
+"""An island in a convoy over the network: it meets the others, says what its workers do next, agrees, and leaves."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -13,28 +14,37 @@ from torch import Tensor
 from konvoi.convoy import LiveConvoy
 from konvoi.fleet.wire.grpc import Peers
 from konvoi.fleet.worker import Place
-from konvoi.job.data.loader import Leased
 from konvoi.meeting import AtDesk, Folder, Meeting, Pace
 from konvoi.observe.events import Agreed, Emit, StateFetched, Warned
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.exchange.chunks import CHUNK
 from konvoi.plan.sync import events as ev
 from konvoi.plan.sync import frames
+from konvoi.plan.sync.messages import Range
 from konvoi.security.identity import Identity
 from konvoi.state.journal import Journal
 from konvoi.task import Task
-from konvoi.values import MicroBatch
 
 LEAVE_S = 5.0  # where a stop was asked for
 LOOK_S = 0.1
 PATIENCE_S = 5.0  # with an island that is to open its lanes
 
 
+@dataclass(frozen=True)
+class Order:
+    """What the workers of an island do next, all of them."""
+
+    is_over: bool = False
+    is_exchange: bool = False
+    ranges: tuple[Range, ...] = ()  # of positions, for a step
+    least: int = 0  # what the step's number is at least
+
+
 class Member:
-    """Use with `with`."""
+    """Use with `with`. The first worker of an island has it."""
 
     def __init__(self, task: Task, parameters: Mapping[str, Tensor], place: Place, emit: Emit) -> None:
-        """`parameters`: all of the model's; those that are trained are agreed on."""
+        """`parameters`: those that are agreed on, whole."""
         assert task.membership is not None
         self.task, self.given, self.is_over = task, task.membership, place.stop_requested
         given = self.given
@@ -44,8 +54,7 @@ class Member:
         folder = given.folder / given.name
         public = given.federation.public if given.federation is not None else ""
         port = public.rpartition(":")[2] or "0"
-        trained = {name: p for name, p in parameters.items() if p.requires_grad}
-        anchor = Anchor(trained, given.plan, given.num_parts)
+        anchor = Anchor(parameters, given.plan, given.num_parts)
         self.wire = Peers(
             Identity.load(folder),
             hello=given.run.encode(),
@@ -99,35 +108,54 @@ class Member:
             "step": live.step,
             "stands": live.state.stands,
             "reaches": sorted(self.wire.open_lanes()),
-            "refused": sum(live.refused.values()),
+            "refused": live.refused.total(),
             **self.pace.take(),
         }
 
-    def batches(self) -> Iterator[list[MicroBatch]]:
-        """What is leased to this island, a step's at a time; it waits where the others have to agree first."""
-        job = self.task.prepared.job
-        samples = Leased(self.task.prepared.splits.train, seed=job.seed, collate=job.collate)
-        while not self.is_over():
-            begin = time.monotonic()
-            ranges = self.live.positions(self.given.batch) if self.live.wait(LOOK_S) else ()
-            if _size(ranges) == self.given.batch:
-                self.pace.waited(time.monotonic() - begin)
-                yield samples.read(ranges)
-            else:
-                time.sleep(LOOK_S / 5)  # for a decision, which leases more
-                self.pace.waited(time.monotonic() - begin)
+    def next(self) -> Order:
+        """What all workers of this island do next. It waits a while where the others have to agree first."""
+        if self.is_over():
+            return Order(is_over=True)
+        begin = time.monotonic()
+        order, batch = self._look(), self.given.batch
+        if not order.is_exchange and not self.live.is_holding:
+            ranges = self.live.positions(batch)
+            if sum(stop - start for start, stop in ranges) == batch:
+                order = Order(ranges=ranges, least=self._arrived())
+        if order == Order():
+            time.sleep(LOOK_S / 5)  # for a decision, which leases more
+        self.pace.waited(time.monotonic() - begin)
+        return order
 
-    def step(self, own: int) -> int:
-        """The number of the next step: of this island's own count, or where it has just come to a state that the others
-        have reached meanwhile, of theirs."""
+    def last(self) -> Order:
+        """As `next`, after the last step: until the agreement that is under way is here."""
+        order = self._look()
+        if not order.is_exchange and (self.live.is_settled() or self.is_over()):
+            self._tell()
+            return Order(is_over=True)
+        if not order.is_exchange:
+            time.sleep(LOOK_S / 5)
+        return order
+
+    def _look(self) -> Order:
+        return Order(is_exchange=self.live.look(LOOK_S))
+
+    def exchange(self) -> bool:
+        """Do what had to wait until no step was under way; whether the weights are others now."""
+        before = self.live.anchor.num_writes
+        self.live.catch_up()
+        return self.live.anchor.num_writes != before
+
+    def _arrived(self) -> int:
+        """Where it has just come to a state that the others have reached meanwhile: the step that follows it."""
         if self.live.arrival is None:
-            return own
+            return 0
         (round, size, seconds), self.live.arrival = self.live.arrival, None
         self.emit(StateFetched(round=round, size_bytes=size, seconds=seconds))
-        return min(max(own, round * self.given.plan.steps_per_round + 1), self.task.prepared.num_steps)
+        return round * self.given.plan.steps_per_round + 1
 
     def after_step(self, weight: float) -> None:
-        self.live.after_step(self.given.batch, weight)
+        self.live.stepped(self.given.batch, weight)
         self.pace.stepped(self.given.batch)
         self._tell()
 
@@ -139,12 +167,6 @@ class Member:
                 self.told = decision.round
                 counted = {update.member: update.samples for update in decision.updates}
                 self.emit(Agreed(round=decision.round, counted=counted, sent_bytes=self.wire.sent_bytes))
-
-    def finish(self) -> None:
-        """Wait for the agreement that is under way."""
-        while not self.live.is_settled() and not self.is_over():
-            time.sleep(LOOK_S / 5)
-        self._tell()
 
     def __enter__(self) -> Member:
         return self
@@ -165,7 +187,3 @@ class Member:
             if (is_empty or self.is_over()) and time.monotonic() > until:
                 return
             time.sleep(LOOK_S / 5)
-
-
-def _size(ranges: tuple[tuple[int, int], ...]) -> int:
-    return sum(stop - start for start, stop in ranges)

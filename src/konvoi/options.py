@@ -145,6 +145,7 @@ def _parser() -> Parser:
     )
     join.add_argument("invitation", help="the file; - reads it from standard input")
     join.add_argument("--recipe", type=Path, metavar="FILE", help="default: of the invitation's name, in this folder")
+    join.add_argument("--plan", default="", metavar="PLAN", help="of the island here, e.g. fsdp=2: each has its own")
     join.add_argument("--address", default="", metavar="HOST:PORT", help="at which others reach this machine")
     join.add_argument("--name", help="the run's name; its folder is runs/NAME")
     join.add_argument("--json", action="store_true", help="print events as JSON lines instead of progress")

@@ -71,11 +71,11 @@ class Session:
             is_shared=task.plan.num_parts > 1,
             can_undo=self.job.on_nonfinite == "skip" or island.scale_is_dynamic,
         )
-        self.member: Any = None
+        self.team: Any = None
         if task.membership is not None:
-            from konvoi.membership import Member  # loads gRPC, which an island alone does without
+            from konvoi.team import Team  # loads gRPC, which an island alone does without
 
-            self.member = Member(task, self.learner.parameters, island.place, self.emit)
+            self.team = Team(task, island, self.parts, self.emit)
         self.profiler: torch.profiler.profile | None = None
         sizes = island.of_all_stages({name: p.numel() for name, p in self.learner.parameters.items()})
         self.emit(Ready(num_parameters=sum(sizes.values()), seconds=time.perf_counter() - begin))
@@ -84,8 +84,8 @@ class Session:
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        if self.member is not None:
-            self.member.__exit__(*failure)
+        if self.team is not None:
+            self.team.__exit__(*failure)
         self.checkpoints.close()
 
     @property
@@ -114,8 +114,8 @@ class Session:
                 if read is None:  # a stop was asked for while this island waited for others
                     return
                 step += 1
-                if self.member is not None:
-                    step = self.member.step(step)
+                if self.team is not None:
+                    step = self.team.step(step)
                 micro = [self.island.to_device(item) for item in read]
                 waited = time.perf_counter() - begin
                 # Dropout draws from here: nothing random is carried from step to step, so resuming needs no state.
@@ -129,8 +129,8 @@ class Session:
 
     def _batches(self) -> Any:
         plan, job = self.task.plan, self.job
-        if self.member is not None:
-            return contextlib.closing(self.member.batches())
+        if self.team is not None:
+            return contextlib.closing(self.team.batches())
         common: dict[str, Any] = {
             "seed": job.seed,
             "global_batch": job.global_batch,
@@ -154,8 +154,8 @@ class Session:
         job, step, before = self.job, done.step, self.step
         self.step = step
         self.buffers.after_step(not done.skipped)
-        if self.member is not None:
-            self.member.after_step(done.weight)
+        if self.team is not None:
+            self.team.after_step(done.weight)
         self.emit(done)
         if self.is_leader and job.hooks.on_step:
             job.hooks.on_step(done)
@@ -277,13 +277,13 @@ class Session:
 
     def reached(self) -> tuple[str, int]:
         """Why there are no more steps, and the last."""
-        is_over = self.member is not None and self.step < self.task.prepared.num_steps
+        is_over = self.team is not None and self.step < self.task.prepared.num_steps
         return ("stopped", self.step) if is_over else ("finished", self.task.prepared.num_steps)
 
     def end(self, reason: str, step: int) -> Outcome:
         """The last evaluation and checkpoint; returns when all is on disk."""
-        if self.member is not None:
-            self.member.finish()
+        if self.team is not None:
+            self.team.finish()
         if self.was_over:
             reason, step = self.was_over, self.start
             ended = "had ended early" if reason == "early stopping" else "was finished"

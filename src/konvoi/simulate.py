@@ -94,7 +94,7 @@ class Simulation:
     def agree(self) -> None:
         """Wait for what is under way; every island has the agreed weights then, without its own steps since."""
         for one in self.islands:
-            while not one.convoy.is_settled():
+            while not (one.convoy.catch_up() and one.convoy.is_settled()):
                 self.hub.run(0.05)
         for one in self.islands:
             one.convoy.anchor.load(one.convoy.anchor.vectors())
@@ -126,12 +126,14 @@ class Simulation:
         one.losses.append(gradient.loss)
         if self.plan.updates == "gradients":
             torch._foreach_mul_(parts.gradients(), gradient.factor * gradient.weight)
-            one.convoy.after_step(self.batch, gradient.weight, parts.gradients())
+            one.convoy.stepped(self.batch, gradient.weight, parts.gradients())
+            one.convoy.catch_up()
             return
         island.clip(parts, gradient, job.clip_grad_norm)
         if island.is_finite(gradient):
             one.learner.step()
-        one.convoy.after_step(self.batch, gradient.weight)
+        one.convoy.stepped(self.batch, gradient.weight)
+        one.convoy.catch_up()
 
     def _step_with(self, one: Simulated, mean: list[Tensor]) -> None:
         job = self.prepared.job

@@ -12,7 +12,7 @@ from konvoi.errors import PlanError
 from konvoi.observe.events import Restarted, RunEnded, StepDone, WorkerDied
 from konvoi.observe.sinks.jsonl import read_events
 from konvoi.plan import compress
-from konvoi.plan.convoy import Convoy, diloco, local_sgd, parameter_server
+from konvoi.plan.convoy import Convoy, Plan, diloco, local_sgd, parameter_server
 from konvoi.state import shards
 from tests import small
 
@@ -29,10 +29,11 @@ def islands(folder, number):
     return [folder, *(folder / "islands" / f"island-{n}" for n in range(1, number))]
 
 
-def train(tmp_path, plan, number=2, **fields):
-    fleet = kv.fleet.local(number, islands=number, oversubscribe=True)
-    kv.train(small.job(**fields), plan, fleet, folder=tmp_path, name="run", sinks=[], checkpoint_every=0)
-    return islands(tmp_path / "run", number)
+def train(tmp_path, plan, number=2, name="run", **fields):
+    workers = number * (plan.island.num_workers if isinstance(plan, Plan) else 1)
+    fleet = kv.fleet.local(workers, islands=number, oversubscribe=True)
+    kv.train(small.job(**fields), plan, fleet, folder=tmp_path, name=name, sinks=[], checkpoint_every=0)
+    return islands(tmp_path / name, number)
 
 
 def test_islands_that_agree_end_with_the_same_weights(tmp_path):
@@ -43,6 +44,17 @@ def test_islands_that_agree_end_with_the_same_weights(tmp_path):
         (end,) = [event for event in read_events(folder) if isinstance(event, RunEnded)]
         assert (end.reason, end.step) == ("finished", 20)
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "run" / "convoy").rglob("key.pem"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("island", [kv.Island(dp=2), kv.Island(fsdp=2, accumulate=2)], ids=str)
+def test_islands_of_several_workers_learn_what_islands_of_one_do(tmp_path, island):
+    convoy = diloco(every=5, fragments=1)
+    alone = [weights(folder) for folder in train(tmp_path, kv.Island() | convoy, name="alone")]
+    together = [weights(folder) for folder in train(tmp_path, island | convoy)]
+    assert all(torch.equal(together[0][name], together[1][name]) for name in together[0])
+    for name, expected in alone[0].items():
+        torch.testing.assert_close(together[0][name], expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
 class Slowly:
@@ -100,7 +112,6 @@ def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(t
 @pytest.mark.parametrize(
     ("plan", "number"),
     [
-        (kv.Island(dp=2) | local_sgd(), 2),
         (kv.Island() | parameter_server(), 2),
         (kv.Island() | local_sgd(), 1),
         (kv.Island() | local_sgd(), 3),

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,6 +186,14 @@ class Invitation:
 
     def as_text(self) -> str:
         return json.dumps(self.__dict__, indent=1)
+
+    @classmethod
+    def load(cls, path: str) -> Invitation:
+        """ "-" is standard input. Raises: FleetError."""
+        try:
+            return cls.read(sys.stdin.read() if path == "-" else Path(path).read_text())
+        except OSError as error:
+            raise FleetError("the invitation cannot be read", found=f"{path}: {error.strerror}") from None
 
     @classmethod
     def read(cls, text: str) -> Invitation:

@@ -57,12 +57,6 @@ def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
     require_net("a convoy between processes")
     if islands < 2:
         raise PlanError("a convoy has several islands", found="islands=1", hint="kv.fleet.local(4, islands=2)")
-    if plan.island.num_workers > 1:
-        raise PlanError(
-            "islands of several workers do not agree with others yet",
-            found=f"{plan.island.num_workers} workers an island",
-            hint="kv.Island() for each, or one island alone",
-        )
     if convoy.updates == "gradients" or convoy.servers or convoy.witness:
         raise PlanError(
             "between processes islands agree all with all, and on moves, so far",
@@ -107,11 +101,12 @@ def train_islands(
         num_workers, kind = fleet.size(machine), fleet.device_kind(machine)
         if kind != "cpu":
             raise PlanError("a convoy's islands train on CPUs so far", found=kind, hint='kv.fleet.local(device="cpu")')
-        if num_workers != fleet.islands:
+        each = plan.island.num_workers
+        if num_workers != each * fleet.islands:
             raise PlanError(
-                "each island has one worker",
-                found=f"{num_workers} workers for {fleet.islands} islands",
-                hint=f"kv.fleet.local({fleet.islands}, islands={fleet.islands})",
+                "the workers are divided by the islands, and each has as many as its plan",
+                found=f"{num_workers} workers for {fleet.islands} islands of {each}",
+                hint=f"kv.fleet.local({each * fleet.islands}, islands={fleet.islands})",
             )
         here = record.create(keeping.root, keeping.name)
         folders = [here.folder, *(here.folder / "islands" / name for name in names[1:])]
@@ -122,7 +117,7 @@ def train_islands(
         for name, site, agent, folder, membership in zip(names, sites, agents, folders, given, strict=True):
             if site:
                 membership = dataclasses.replace(membership, address=site.address)
-            task = checked(prepared, plan.island, 1, record.Record(folder), keeping, kind, batch=batch)
+            task = checked(prepared, plan.island, each, record.Record(folder), keeping, kind, batch=batch)
             lines = (*task.derived, *plan.convoy.derived(membership.batch, prepared.num_steps))
             task = dataclasses.replace(task, membership=membership, derived=lines)
             sinks = keeping.sinks if name == names[0] else ()
@@ -140,7 +135,8 @@ def train_islands(
 def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[], int]) -> None:
     """Each in a thread, which waits for its workers. Raises: the first failure."""
     has_failed, failures = threading.Event(), list[BaseException]()
-    alone = dataclasses.replace(fleet, num_workers=1, islands=1)
+    each = islands[0].task.plan.num_workers
+    alone = dataclasses.replace(fleet, num_workers=each, islands=1)
     cores = int(islands[0].agent.hello()["machine"]["num_cores"])
 
     def emit(one: OneIsland, event: Event) -> None:
@@ -150,16 +146,16 @@ def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[]
 
     def work(one: OneIsland) -> None:
         try:
-            (one.outcome,) = run_local(
+            one.outcome = run_local(
                 alone,
                 one.agent,
                 record.pickled(("konvoi.loop:work", one.task)),
-                num_workers=1,
+                num_workers=each,
                 emit=functools.partial(emit, one),
                 should_stop=lambda: max(should_stop(), int(has_failed.is_set())),
                 newest_step=lambda: record.Record(one.task.folder).newest_step() or 0,
                 num_cores=1 if fleet.sites else max(1, cores // len(islands)),
-            )
+            )[0]
             one.recording.end(one.outcome)
         except BaseException as error:
             failures.append(error)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from konvoi.errors import FleetError, StateError
+from konvoi.errors import FleetError, PlanError, StateError
 from konvoi.fleet import desk
 from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.local import Local, local
@@ -60,6 +60,20 @@ def enlist(invitation: Invitation, recipe: Path, say: Callable[[str], None]) -> 
     Identity(invitation.name, certificate, key, invitation.authority.encode()).save(folder / invitation.name)
     say(f"joined {invitation.federation} as {invitation.name}; the certificate is {fingerprint(certificate)}")
     return folder
+
+
+def plan_here(plan: str, island: str) -> str:
+    """A federation's plan, with an island of this machine's own.
+
+    Raises: PlanError where more than the island is told.
+
+    >>> plan_here("|diloco,every=50", "fsdp=2")
+    'fsdp=2|diloco,every=50'
+    """
+    if "|" in island:
+        raise PlanError("the convoy is the federation's; a machine has its island alone", found=repr(island))
+    own, _, convoy = plan.partition("|")
+    return f"{island or own}|{convoy}"
 
 
 def _check_recipe(invitation: Invitation, recipe: Path) -> None:
@@ -113,10 +127,11 @@ def train_member(
         prepared = prepare(job)  # while the agent loads torch
         begun, here_now = wait_for_the_beginning(invitation, folder, say, lambda: how_soon(stop))
         contacts = tuple(sorted({*begun, *here_now} - {invitation.name}))
-        batch = check(job, prepared, plan, Local(1, islands=max(2, len(begun))))
+        each = plan.island.num_workers
+        batch = check(job, prepared, plan, Local(each, islands=max(2, len(begun))))
         machine = agent.hello()["machine"]
-        fleet = local(1, device="cpu")
-        kind = fleet.device_kind(machine)
+        fleet = local(each, device="cpu")
+        kind, _ = fleet.device_kind(machine), fleet.size(machine)
         is_first = invitation.name in begun
         lease = batch * plan.convoy.steps_per_round
         membership = Membership(
@@ -132,7 +147,7 @@ def train_member(
         )
         here = record.create(keeping.root, keeping.name)
         with here.alone():
-            task = checked(prepared, plan.island, 1, here, keeping, kind, batch=batch)
+            task = checked(prepared, plan.island, each, here, keeping, kind, batch=batch)
             lines = (*task.derived, *plan.convoy.derived(batch, prepared.num_steps))
             task = dataclasses.replace(task, membership=membership, derived=lines)
             with Recording(here, task, keeping.sinks) as recording:

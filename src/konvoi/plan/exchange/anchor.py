@@ -44,7 +44,7 @@ class Anchor:
     """Shared with the training step: `parameters` are read and written between two steps only."""
 
     def __init__(self, parameters: Mapping[str, Tensor], plan: Convoy, num_parts: int) -> None:
-        self.plan = plan
+        self.plan, self.num_writes = plan, 0  # how often the parameters were written
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         self.layout = Layout.of(shapes, fragments=plan.fragments, num_parts=num_parts)
         self.is_lossy = plan.compression.num_bytes(4096) < 4 * 4096 and plan.feedback > 0
@@ -87,6 +87,7 @@ class Anchor:
     def load(self, vectors: Sequence[Tensor]) -> None:
         """Begin anew from what others have agreed; moves and what encodings have left out are dropped."""
         rest = list(vectors)
+        self.num_writes += 1
         for one in self.fragments:
             one.agreed = rest.pop(0)
             if one.momentum is not None:
@@ -210,4 +211,5 @@ class Anchor:
             base = present if drop else before
         new = one.agreed if torch.equal(base, present) else one.agreed + (present - base)
         torch._foreach_copy_(one.parameters, one.views(new))
+        self.num_writes += 1
         one.taken = None

@@ -1,0 +1,86 @@
+"""An island's place in a convoy, as each of its workers sees it: the first one agrees for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from konvoi.island import LiveIsland
+from konvoi.job.data.loader import Leased
+from konvoi.membership import Member, Order
+from konvoi.mirror import Mirror
+from konvoi.observe.events import Emit
+from konvoi.plan.split.parts import Parts
+from konvoi.task import Task
+from konvoi.values import MicroBatch
+
+T = TypeVar("T")
+
+
+class Team:
+    """Use with `with`. Every worker calls the same methods; between two steps the first one says what all do next."""
+
+    def __init__(self, task: Task, island: LiveIsland, parts: Parts, emit: Emit) -> None:
+        self.task, self.island = task, island
+        self.mirror = Mirror(island, parts)
+        is_first = island.place.worker == 0
+        self.member = Member(task, self.mirror.tensors, island.place, emit) if is_first else None
+        self._least = 0
+
+    def batches(self) -> Iterator[list[MicroBatch]]:
+        """What is leased to this island, this worker's share of a step at a time; it waits where the others have to
+        agree first."""
+        task, given = self.task, self.task.membership
+        assert given is not None
+        samples = Leased(
+            task.prepared.splits.train,
+            seed=task.prepared.job.seed,
+            worker=self.island.part,
+            num_workers=task.plan.num_parts,
+            accumulate=task.plan.num_micro_batches(given.batch),
+            collate=task.prepared.job.collate,
+        )
+        while not (order := self._told(self.member.next() if self.member else None)).is_over:
+            self._follow(order)
+            if order.ranges:
+                yield samples.read(order.ranges)
+
+    def step(self, own: int) -> int:
+        """The number of the next step: of this island's own count, or where it has just come to a state that the others
+        have reached meanwhile, of theirs."""
+        least, self._least = self._least, 0
+        return min(max(own, least), self.task.prepared.num_steps)
+
+    def after_step(self, weight: float) -> None:
+        if self.member is not None:
+            self.member.after_step(weight)
+
+    def finish(self) -> None:
+        """Wait for the agreement that is under way."""
+        while not (order := self._told(self.member.last() if self.member else None)).is_over:
+            self._follow(order)
+
+    def _follow(self, order: Order) -> None:
+        self._least = max(self._least, order.least)
+        if order.is_exchange:
+            self.mirror.bring()
+            if self._told(self.member.exchange() if self.member else None):
+                self.mirror.take_back()
+
+    def _told(self, value: T | None) -> T:
+        """What the first worker says."""
+        told = [value]
+        if self.island.place.num_workers > 1:
+            dist.broadcast_object_list(told, src=0)
+        assert told[0] is not None
+        return told[0]
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.member is not None:
+            self.member.__exit__(kind, error, at)
