@@ -45,7 +45,8 @@ class Trial:
         """Losses in nats a byte, and how many times fewer bytes an island sends than data parallelism would."""
         import torch
 
-        from konvoi.plan.convoy import Convoy, Plan, parse
+        from konvoi.plan.convoy import Convoy, Plan
+        from konvoi.plan.presets import parse
         from konvoi.simulate import Simulation
 
         torch.set_num_threads(1)

@@ -210,7 +210,8 @@ def _free(far: Any, shape: Any, steps: int, alone: int) -> tuple[float, float]:
 
 
 def _convoy(text: str) -> Any:
-    from konvoi.plan.convoy import Plan, parse
+    from konvoi.plan.convoy import Plan
+    from konvoi.plan.presets import parse
 
     plan = parse(f"|{text}")
     assert isinstance(plan, Plan)

@@ -21,7 +21,8 @@ from _harness import Figure, Options, Result, say, spread
 from konvoi.job import data, schedules
 from konvoi.lab import Link, fault
 from konvoi.observe.events import Agreed, Evaluated, Restarted, StateFetched, StepDone, WorkerDied
-from konvoi.plan.convoy import Convoy, Plan, parse
+from konvoi.plan.convoy import Convoy, Plan
+from konvoi.plan.presets import parse
 
 KEYS = ("goodput", "loss_gap", "recovery_s")
 PLAN = "convoy,every=8,compression=low_bit:1,ahead=8,deadline_s=1"

@@ -19,9 +19,10 @@ from konvoi.joining import Library, Newcomer
 from konvoi.learner import Learner
 from konvoi.parcels import Parcels
 from konvoi.plan import compress
-from konvoi.plan.convoy import Convoy, diloco, local_sgd, parameter_server, streaming_diloco
+from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.island import Island
+from konvoi.plan.presets import async_sgd, diloco, local_sgd, parameter_server, streaming_diloco
 from konvoi.plan.sync.messages import Decision
 from konvoi.proof import trace
 from konvoi.proof.cases import case
@@ -145,6 +146,86 @@ def test_a_preset_is_its_papers_algorithm(plan, lr, momentum):
     expected = diloco_twin(job, 3, 4, lr, momentum, 12)
     for one in run(job, plan).islands:
         assert_close(whole(one), expected)
+
+
+def record(simulation):
+    """What happens on each island, in order: steps with what they read, snapshots, and what is applied."""
+    log = []
+
+    def tell(number, one):
+        read, anchor = one.batches.read, one.convoy.anchor
+        snapshot, go_on = anchor.snapshot, one.convoy._go_on
+
+        def reading(ranges):
+            log.append(("step", number, read(ranges)))
+            return log[-1][2]
+
+        def snapping(*given):
+            log.append(("snapshot", number, None))
+            return snapshot(*given)
+
+        def going_on(action, is_own, mean):
+            if mean is not None:
+                (update,) = action.decision.updates
+                log.append(("apply", number, (action.decision.round, int(update.member[-1]))))
+            return go_on(action, is_own, mean)
+
+        one.batches.read, anchor.snapshot, one.convoy._go_on = reading, snapping, going_on
+
+    for number, one in enumerate(simulation.islands):
+        tell(number, one)
+    return log
+
+
+@torch.no_grad()
+def async_twin(job, log, num_islands, lr, damping):
+    """Gradients at stale weights, each taken by itself and damped by its staleness: the server of Dean et al., 2012,
+    with the polynomial of arXiv 1903.03934, section 5.2. An island's weights are the newest that it has heard of, and
+    its own steps that the server has not."""
+    twin = Twin(job, job.global_batch // num_islands)
+    first = [w.clone() for w in twin.weights]
+    server, counted_at = [first], dict.fromkeys(range(num_islands), 0)
+    own, sent = ([[torch.zeros_like(w) for w in first] for _ in range(num_islands)] for _ in range(2))
+    heard = dict.fromkeys(range(num_islands), 0)
+    staleness = []
+    for what, who, told in log:
+        if what == "step":
+            for weight, agreed, mine in zip(twin.weights, server[heard[who]], own[who], strict=True):
+                weight.copy_(agreed - mine)
+            with torch.enable_grad():
+                (item,) = told
+                loss, weight = job.objective(twin.parts.modules[0], item.batch)
+                gradients = torch.autograd.grad(loss / weight, [*twin.learner.parameters.values()])
+            own[who] = [mine + lr * g for mine, g in zip(own[who], gradients, strict=True)]
+        elif what == "snapshot":
+            sent[who] = own[who]
+        else:
+            round, member = told
+            if round == len(server):  # the first to hear of it
+                staleness.append(round - 1 - counted_at[member])
+                counted_at[member] = round
+                factor = (1 + staleness[-1]) ** -damping
+                server.append([w - factor * update for w, update in zip(server[-1], sent[member], strict=True)])
+            if member == who:
+                own[who] = [mine - update for mine, update in zip(own[who], sent[who], strict=True)]
+            heard[who] = round
+    return server, staleness
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_asynchronous_steps_are_gradients_at_stale_weights(damping):
+    job = case("gpt ragged", steps=12, optimizer=optimizers.sgd(lr=0.2), clip_grad_norm=None).job
+    simulation = Simulation(prepare(job), async_sgd(damping=damping), 3, island=EXACT)
+    log = record(simulation)
+    for _ in simulation.run():
+        pass
+    simulation.agree()
+    server, staleness = async_twin(job, log, 3, 0.2, damping)
+    assert len(server) > 12
+    assert max(staleness) >= 2
+    (one,) = simulation.islands[0].convoy.anchor.fragments
+    expected = torch.cat([w.reshape(-1) for w in server[simulation.islands[0].convoy.state.last.round]])
+    torch.testing.assert_close(one.agreed, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_fragments_agree_in_turn():

@@ -6,10 +6,12 @@ from konvoi.job.job import Hooks, Job
 from konvoi.plan import (
     Convoy,
     Island,
+    async_sgd,
     compress,
     diloco,
     local_sgd,
     parameter_server,
+    stale_synchronous,
     streaming_diloco,
 )
 from konvoi.verbs.doctor import doctor
@@ -30,6 +32,7 @@ __all__ = [
     "Job",
     "Run",
     "adapt",
+    "async_sgd",
     "compress",
     "data",
     "diloco",
@@ -47,6 +50,7 @@ __all__ = [
     "report",
     "save_pretrained",
     "schedules",
+    "stale_synchronous",
     "streaming_diloco",
     "train",
 ]

@@ -239,7 +239,7 @@ class LiveConvoy:
         self.wire.work(work, encoded)
 
     def _reduce(self, action: ev.Reduce) -> None:
-        updates = [(one.weight, self._parcels[one.parts[action.part]]) for one in action.updates]
+        updates = [(one.weight, one.staleness, self._parcels[one.parts[action.part]]) for one in action.updates]
 
         def done(data: bytes) -> None:
             self.happen(ev.Summed(action.round, action.ballot, action.part, self._parcels.keep(data)))

@@ -106,7 +106,7 @@ class Simulation:
 
     def _settle(self) -> bool:
         """Whether all can go on. What is on its way arrives as late as the plan allows: when somebody waits for it."""
-        if not self.plan.ahead or not self._can_go_on():
+        if not self.plan.ahead or self.plan.at_once or not self._can_go_on():
             self.hub.run()
         return self._can_go_on()
 

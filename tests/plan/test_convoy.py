@@ -2,8 +2,9 @@ import pytest
 
 from konvoi.errors import PlanError
 from konvoi.plan import compress
-from konvoi.plan.convoy import Convoy, diloco, local_sgd, parse, streaming_diloco
+from konvoi.plan.convoy import Convoy
 from konvoi.plan.island import Island
+from konvoi.plan.presets import diloco, local_sgd, parse, streaming_diloco
 
 
 def test_what_cannot_be_is_refused():

@@ -12,7 +12,8 @@ from konvoi.errors import PlanError
 from konvoi.observe.events import Restarted, RunEnded, StepDone, WorkerDied
 from konvoi.observe.sinks.jsonl import read_events
 from konvoi.plan import compress
-from konvoi.plan.convoy import Convoy, Plan, diloco, local_sgd, parameter_server
+from konvoi.plan.convoy import Convoy, Plan
+from konvoi.plan.presets import diloco, local_sgd, parameter_server
 from konvoi.state import shards
 from tests import small
 

@@ -1,6 +1,26 @@
 """HOW the work is split: plans are frozen values, checked whole before a worker starts."""
 
-from konvoi.plan.convoy import Convoy, Plan, diloco, local_sgd, parameter_server, parse, streaming_diloco
+from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.island import Island
+from konvoi.plan.presets import (
+    async_sgd,
+    diloco,
+    local_sgd,
+    parameter_server,
+    parse,
+    stale_synchronous,
+    streaming_diloco,
+)
 
-__all__ = ["Convoy", "Island", "Plan", "diloco", "local_sgd", "parameter_server", "parse", "streaming_diloco"]
+__all__ = [
+    "Convoy",
+    "Island",
+    "Plan",
+    "async_sgd",
+    "diloco",
+    "local_sgd",
+    "parameter_server",
+    "parse",
+    "stale_synchronous",
+    "streaming_diloco",
+]

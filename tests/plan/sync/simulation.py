@@ -39,12 +39,14 @@ class Fault:
 
 
 OTHERS = {"all": (), "server": ("s",), "servers": ("s", "t", "u"), "witness": ("w",)}
+OTHERS |= {"async": (), "async server": ("s",)}
+ASYNC = {"quorum": 0.0, "deadline_s": 0.0}
 
 
 @dataclass(frozen=True)
 class Scenario:
     seed: int
-    family: str  # "all", "server", "servers", "witness"
+    family: str  # one of OTHERS
     names: tuple[str, ...]
     loss: float
     twice: float
@@ -56,6 +58,8 @@ def scenario(seed: int) -> Scenario:
     r = random.Random(seed)
     family = r.choice(("all", "all", "all", "server", "servers", "witness"))
     names = tuple("abcde"[: r.randint(2, 5) if family == "all" else r.randint(2, 3)])
+    if family in ("all", "server") and seed % 3 == 2:
+        family = {"all": "async", "server": "async server"}[family]
     everyone = names + OTHERS[family]
     faults = []
 
@@ -108,7 +112,7 @@ class Host:
 
 
 class World:
-    def __init__(self, given: Scenario, *, traced: bool = False) -> None:
+    def __init__(self, given: Scenario, *, traced: bool = False, rules: st.Rules = RULES) -> None:
         self.given, self.random, self.traced = given, random.Random(given.seed + 10**9), traced
         self.now, self.count = 0.0, 0
         self.queue: list[tuple[float, int, str, str, object]] = []
@@ -127,12 +131,14 @@ class World:
         self.read: set[int] = set()  # positions of counted updates
         self.anchors: dict[int, str] = {0: "anchor"}
         names = given.names
-        rules, voters = RULES, names
-        if given.family.startswith("server"):
+        voters = names
+        if given.family.startswith("async"):
+            rules = replace(rules, **ASYNC, at_once=given.seed // 9 % 2, max_staleness=given.seed // 3 % 3)
+        if "server" in given.family:
             voters = OTHERS[given.family]
-            rules = replace(RULES, servers=voters)
+            rules = replace(rules, servers=voters)
         elif given.family == "witness":
-            rules, voters = replace(RULES, witness="w"), (*names, "w")
+            rules, voters = replace(rules, witness="w"), (*names, "w")
         self.rules = rules
         first = Decision.first(names, tuple(sorted(voters)), LEASE)
         self.decisions[0] = first
@@ -485,7 +491,8 @@ class World:
     def check_alive(self) -> None:
         living = [host for host in self.hosts.values() if not host.state.is_out]
         rounds = {host.name: host.state.last.round for host in living}
-        if max(rounds.values()) < 2 or max(rounds.values()) - min(rounds.values()) > 1:
+        is_quick = self.given.family.startswith("async")  # rounds of a member each
+        if max(rounds.values()) < 2 or max(rounds.values()) - min(rounds.values()) > (len(living) if is_quick else 1):
             raise Violation(f"not all go on: {rounds}")
         waiting = [
             host.name

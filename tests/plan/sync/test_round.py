@@ -4,6 +4,7 @@ import gc
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -74,6 +75,18 @@ def test_a_seed_that_fails_shrinks_to_a_trace_that_can_be_read():
     assert len(smallest.faults) < len(given.faults)
     assert "VIOLATION" in trace[-1]
     assert sum("--" in line for line in trace) < 15
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+def test_who_is_slow_falls_behind_the_others_no_further_than_the_bound(bound):
+    given = simulation.Scenario(4, "all", ("a", "b", "c", "d"), 0.0, 0.0, 0.05, ())
+    rules = replace(simulation.RULES, **simulation.ASYNC, max_staleness=bound, patience_s=60.0)
+    world = simulation.World(given, rules=rules)
+    world.hosts["c"].speed = 3.0  # a tenth of the others'
+    world.run()
+    stalest = max(one.staleness for decision in world.decisions.values() for one in decision.updates)
+    assert stalest == bound if bound else stalest > 4
+    assert sum(one.member == "c" for decision in world.decisions.values() for one in decision.updates) >= 2
 
 
 def test_the_same_scenario_is_the_same_run():

@@ -145,18 +145,19 @@ class Anchor:
     # -- as the owner of a part -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def reduce(self, round: int, part: int, updates: Sequence[tuple[float, bytes]]) -> bytes:
-        """The weighted mean of a part, added up in the order that is given, and encoded once.
+    def reduce(self, round: int, part: int, updates: Sequence[tuple[float, int, bytes]]) -> bytes:
+        """The weighted mean of a part, added up in the order that is given, and encoded once. `updates`: of each its
+        weight, staleness and bytes.
 
         Raises: MessageRefused for a part that cannot be read.
         """
         one, codec = self.of_round(round), self.plan.compression
         start, stop = one.parts[part]
         like = one.agreed[start:stop]
-        total = sum(weight for weight, _ in updates) or 1.0
+        total = sum(weight for weight, _, _ in updates) or 1.0
         mean = torch.zeros_like(like)
-        for weight, data in updates:
-            mean.add_(codec.decode(data, like), alpha=weight / total)
+        for weight, staleness, data in updates:
+            mean.add_(codec.decode(data, like), alpha=weight / total * (1 + staleness) ** -self.plan.damping)
         if part in one.left_of_sums:
             mean.add_(one.left_of_sums[part])
         if not mean.isfinite().all():

@@ -93,7 +93,7 @@ def _on_offer(s: State, out: list[Action], sender: str, message: Offer) -> None:
         return
     if sender not in s.last.members or not 0 < update.samples <= leases.size(s.last.lease_of(sender)):
         return
-    if len(update.parts) != s.rules.num_parts or not update.weight >= 0:
+    if len(update.parts) != s.rules.num_parts or not update.weight >= 0 or not 0 <= update.since <= update.base:
         return
     if not s.offers and s.promised <= 0 and s.ballot <= 0:
         out.append(SetTimer("patience", s.round, propose.patience(s)))

@@ -20,6 +20,12 @@ class Update:
     weight: float  # in the mean, as the objective counts: tokens or samples
     parts: tuple[str, ...]  # hashes of the encoded parts
     anchor: str = ""  # hash of the state that it moved from
+    since: int = 0  # the decision in which the member's work was counted last, or with which it began
+
+    @property
+    def staleness(self) -> int:
+        """Decisions that were taken meanwhile, without the member's work."""
+        return self.base - self.since
 
     @cached_property
     def id(self) -> str:

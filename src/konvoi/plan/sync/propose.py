@@ -50,6 +50,9 @@ def set_deadline(s: State, out: list[Action]) -> None:
     """From the first offer on, or the first newcomer."""
     if s.phase in ("prepare", "select") and not s.is_timed:
         s.is_timed = True
+        if not s.rules.deadline_s:
+            s.is_late = True
+            return
         out.append(SetTimer("deadline", s.round, s.rules.deadline_s))
 
 
@@ -149,11 +152,21 @@ def _may_select(s: State) -> bool:
         return False
     present, awaited = {*s.last.members} - s.left, _awaited(s)
     is_enough = len(s.offers) >= _enough(s, awaited)
-    if is_enough and awaited - s.lost - s.fetching <= s.offers.keys():
+    missing = awaited - s.lost - s.fetching - s.offers.keys()
+    if is_enough and not missing:
         return True
+    if s.ballot == 0 and any(_is_stale(s, member) for member in missing):  # a later ballot waits no more
+        return False
     if not s.offers and (s.joining - present - silent(s) or s.left & {*s.last.members}):
         return s.is_late or not present
     return s.is_late and is_enough
+
+
+def _is_stale(s: State, member: str) -> bool:
+    """Whether too many decisions have been taken without this member's work, as far as is known here."""
+    began = next((one.round - (n == 0) for n, one in enumerate(s.kept) if member in one.members), s.last.round)
+    counted = (one.round for one in s.kept if any(update.member == member for update in one.updates))
+    return 0 < s.rules.max_staleness <= s.last.round - max(counted, default=began)
 
 
 def _enough(s: State, awaited: set[str]) -> int:
@@ -166,6 +179,8 @@ def _select(s: State) -> Select:
     offers = reached if len(reached) >= _enough(s, _awaited(s)) else offers
     (anchor, _), *_ = Counter(one.anchor for one in offers).most_common(1) or [("", 0)]
     updates = tuple(one for one in offers if one.anchor == anchor)  # what moved from elsewhere cannot be added up
+    if s.rules.at_once:
+        updates = tuple(sorted(updates, key=lambda one: (one.since, one.member))[: s.rules.at_once])
     owners = s.rules.servers or tuple(one.member for one in updates)
     if s.ballot >= len(s.last.voters) and updates and (s.me in s.last.members or s.me in s.rules.servers):
         owners = (s.me,)  # some may not reach each other, but whoever has offered reaches this island
@@ -211,8 +226,9 @@ def _send(out: list[Action], to: str, message: Message) -> None:
 
 
 def silent(s: State) -> set[str]:
-    """Of whom nothing was heard for too many rounds."""
-    return {name for name, heard in s.heard.items() if s.round - heard > s.rules.evict_after}
+    """Of whom nothing was heard for too many rounds; where a round may be one member's, for as many times more."""
+    most = s.rules.evict_after * (1 if s.rules.deadline_s else len(s.last.members))
+    return {name for name, heard in s.heard.items() if s.round - heard > most}
 
 
 def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:

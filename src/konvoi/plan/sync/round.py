@@ -67,7 +67,7 @@ def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
 
 
 def _started(s: State, out: list[Action], event: Started) -> None:
-    s.stands = event.stands
+    s.stands, s.since = event.stands, max(0, s.last.round)
     s.heard = dict.fromkeys(s.everybody, s.last.round)
     out.append(SetTimer("beat", 0, s.rules.beat_s))
     _be_patient(s, out)
@@ -93,7 +93,7 @@ def _hold(s: State, out: list[Action]) -> None:
 
 def _snapshotted(s: State, out: list[Action], event: Snapshotted) -> None:
     if event.round == s.round and s.snapped is not None and s.own is None:  # else of a round that has ended
-        s.own = Update(s.me, s.last.round, event.samples, event.weight, event.parts, event.anchor)
+        s.own = Update(s.me, s.last.round, event.samples, event.weight, event.parts, event.anchor, s.since)
         _offer(s, out)
 
 
@@ -124,7 +124,7 @@ def _fetched(s: State, out: list[Action], event: Fetched) -> None:
     if event.decision.round > s.last.round:
         _enter(s, event.decision)
         _be_patient(s, out)
-    s.stands, s.began = True, s.step
+    s.stands, s.began, s.since = True, s.step, s.last.round
 
 
 def _leaving(s: State, out: list[Action], event: Leaving) -> None:
@@ -245,6 +245,7 @@ def _apply(s: State, out: list[Action], decision: Decision) -> None:
     _enter(s, decision)
     s.kept = kept
     if counted is not None:  # who comes too late offers the same work, and what it has done since, at once
+        s.since = decision.round
         last_step = s.step if snapped is None else snapped
         s.began = max(last_step, s.step - s.rules.every + 1)  # an update has a step of its own, however late this comes
     known = {hash for one in kept for hash in one.results}

@@ -21,6 +21,8 @@ class Rules:
     deadline_s: float = 30.0  # from the first offer on; later updates count in the next round
     patience_s: float = 60.0  # without a decision; then another voter proposes
     beat_s: float = 2.0  # between looks at what is missing
+    at_once: int = 0  # updates that a round adds up, at most; the stalest come first; 0: all there are
+    max_staleness: int = 0  # members whose work is as stale as this are waited for; 0: none
     max_ahead: int = 100  # steps behind a snapshot without a decision; then the island waits
     evict_after: int = 3  # rounds in which nothing was heard of a member
     kept: int = 8  # decisions whose results are kept for those who are behind
@@ -55,6 +57,7 @@ class State:
 
     # As a member.
     step: int = 0
+    since: int = 0  # the decision in which this member's work was counted last, or with which it began
     began: int = 0  # the step of the snapshot that counted last, or at which the agreed state was taken
     snapped: int | None = None  # the step of this round's snapshot
     own: Update | None = None
