@@ -24,7 +24,7 @@ from konvoi.plan.convoy import Convoy
 
 ISLANDS, CORES = 4, 0.4
 SEQ_LEN, SAMPLES = 128, 4  # of an island's step
-PEER = Path(__file__).parent / "peers" / "far_ddp.py"
+PEERS = Path(__file__).parent / "peers"
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,21 @@ def stopped(hosts: Sequence[Any]) -> Iterator[None]:
 
 def data_parallel(link: Link, shape: Shape, steps: int, *, exchange: bool) -> float:
     """Seconds of a step of torch DDP, a process on each host; without `exchange` each is alone."""
+    told = peers("far_ddp.py", link, shape, {"steps": steps, "exchange": exchange})
+    return statistics.mean((ends[-1] - ends[0]) / (len(ends) - 1) for ends in told)
+
+
+def torchft(link: Link, shape: Shape, every: int, rounds: int) -> float:
+    """Seconds of a step of torchft's DiLoCo, over whole rounds after the first."""
+    steps = every * (rounds + 1)
+    told = peers("far_torchft.py", link, shape, {"steps": steps, "every": every})
+    if any(one["committed"] < rounds for one in told):
+        raise RuntimeError(f"torchft agreed {[one['committed'] for one in told]} times, of {rounds + 1}")
+    return statistics.mean((one["ends"][-1] - one["ends"][every - 1]) / (steps - every) for one in told)
+
+
+def peers(program: str, link: Link, shape: Shape, order: dict[str, Any]) -> list[Any]:
+    """A program on each host of a lab; the JSON in the last line of each."""
     with Lab(ISLANDS, link, cpu=CORES) as lab, tempfile.TemporaryDirectory() as folder:
         processes = []
         for rank, host in enumerate(lab.hosts):
@@ -119,18 +134,22 @@ def data_parallel(link: Link, shape: Shape, steps: int, *, exchange: bool) -> fl
                 "WORLD_SIZE": str(ISLANDS),
                 "MASTER_ADDR": lab.hosts[0].address,
                 "MASTER_PORT": "29500",
+                "HERE": host.address,
                 "GLOO_SOCKET_IFNAME": host.device,
                 "OMP_NUM_THREADS": "1",
                 "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
             }
-            order = json.dumps({"depth": shape.depth, "width": shape.width, "steps": steps, "exchange": exchange})
-            command = [*host.site.prefix, sys.executable, str(PEER), order]
+            text = json.dumps({"depth": shape.depth, "width": shape.width, **order})
+            command = [*host.site.prefix, sys.executable, str(PEERS / program), text]
             out = (Path(folder) / str(rank)).open("w+")
             processes.append((subprocess.Popen(command, env=environment, stdout=out), out))
-        ends: list[list[float]] = []
-        for process, out in processes:
-            if process.wait(900):
-                raise RuntimeError(f"torch DDP ended with status {process.returncode}")
+        try:
+            for process, _ in processes:
+                if process.wait(1800):
+                    raise RuntimeError(f"{program} ended with status {process.returncode}")
+        finally:
+            for process, _ in processes:
+                process.kill()
+        for _, out in processes:
             out.seek(0)
-            ends.append(json.loads(out.read().splitlines()[-1]))
-    return statistics.mean((one[-1] - one[0]) / (len(one) - 1) for one in ends)
+        return [json.loads(out.read().splitlines()[-1]) for _, out in processes]

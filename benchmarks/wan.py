@@ -10,9 +10,9 @@ mean of the seeds' relative gaps and one standard error. `_learning.py` is one r
 
 **speed**: four islands of 0.4 cores in a lab (`_far.py`), with the plans that the learning part has chosen for a 100th
 and a 400th of the bytes. `utilization` is steps a second, over whole rounds, over those of the same islands that never
-exchange. `speedup_of_possible`: how much quicker than torch DDP on the same link, over how much quicker its step would
-be without a network. `alone_ratio` shows that a quota is a machine of its own: the step time of an island while the
-three others are stopped, over that while they train.
+exchange; torchft's DiLoCo agrees as often beside it. `speedup_of_possible`: how much quicker than torch DDP on the same
+link, over how much quicker its step would be without a network. `alone_ratio` shows that a quota is a machine of its
+own: the step time of an island while the three others are stopped, over that while they train.
 """
 
 from __future__ import annotations
@@ -160,9 +160,8 @@ def speed(options: Options, plans: Mapping[int, str]) -> Result:
     figures: dict[str, Figure] = {"free_step_s": free_s, "alone_ratio": alone_s / free_s}
     steps: dict[str, float] = {}
     for name, (text, link) in links.items():
-        convoy = _convoy(text)
-        every = convoy.every if not options.quick else 2
-        convoy = replace(convoy, every=every)
+        every = every_of(text, options)
+        convoy = replace(_convoy(text), every=every)
         rounds = 1 if options.quick else ROUNDS
         say(f"{name}: {text} over {link.describe()}")
         trace = _far.train(convoy, link, _far.job(shape, every * (rounds + 1) + 1))
@@ -178,7 +177,13 @@ def speed(options: Options, plans: Mapping[int, str]) -> Result:
         exchange: _far.data_parallel(Link(), shape, 4 if options.quick else 11, exchange=exchange)
         for exchange in (True, False)
     }
+    try:
+        torchft_s: float | str = _far.torchft(Link(), shape, every_of(plans[100], options), 2)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        torchft_s = f"did not run: {error}"
     figures |= {
+        "torchft_step_s": torchft_s,
+        "torchft_utilization": free_s / torchft_s if isinstance(torchft_s, float) else "did not run",
         "ddp_step_s": ddp[True],
         "ddp_compute_step_s": ddp[False],
         "speedup": ddp[True] / steps["utilization"],
@@ -207,6 +212,10 @@ def _free(far: Any, shape: Any, steps: int, alone: int) -> tuple[float, float]:
     first = trace.ends["island-0"]
     before = replace(trace, ends={name: ends[:steps] for name, ends in trace.ends.items()})
     return before.step_s(4, steps), (first[steps + alone] - first[steps + 1]) / (alone - 1)
+
+
+def every_of(text: str, options: Options) -> int:
+    return 2 if options.quick else int(_convoy(text).every)
 
 
 def _convoy(text: str) -> Any:

@@ -6,9 +6,10 @@ In a lab of four hosts of 0.4 cores, 100 Mbit/s and 80 ms apart, a GPT of 0.67 m
 with -9 every 30 s and comes back by itself, island 2 is cut off for 20 s, island 3 has a third of the others' quota.
 
 `goodput`: tokens of updates that were counted, over what the islands would have read while they lived and were
-connected: the rate of islands that never exchange, a third of it for the slow one. `loss_gap`: held-out loss against a
-quiet run of as many tokens. `recovery_s`: from a kill to the island's next step, without the seconds that the agreed
-state was on its way. `restarted_others`: how often any other island began anew.
+connected: the rate of islands that never exchange, a third of it for the slow one; also by island, and of a quiet run
+(`goodput_quiet`). `loss_gap`: held-out loss against a quiet run of as many tokens. `recovery_s`: from a kill to the
+island's next step, without the seconds that the agreed state was on its way. `restarted_others`: how often any other
+island began anew.
 """
 
 import statistics
@@ -46,15 +47,17 @@ def measure(options: Options, train: Callable[..., Trace] = _far.train) -> Resul
     faults = [fault(text) for text in (QUICK if options.quick else FAULTS)]
     bad = train(plan.convoy, Link(), job, faults=faults)
     begin, end = window(bad)
-    counted = sum(sum(one.counted.values()) for one in agreements(bad, begin, end))
-    possible = rate * sum(living(bad, name, begin, end) / (3 if name == SLOW else 1) for name in bad.ends)
+    counted = {name: sum(one.counted.get(name, 0) for one in agreements(bad, begin, end)) for name in bad.ends}
+    possible = {name: rate * living(bad, name, begin, end) / (3 if name == SLOW else 1) for name in bad.ends}
     say("quiet, with as many tokens")
     every = plan.convoy.every
     quiet_steps = max(every, round(total_counted(bad) / (SAMPLES * len(bad.ends)) / every) * every)
     quiet = train(plan.convoy, Link(), _job(quiet_steps))
     recovery = list(recoveries(bad.events[KILLED]))
     figures: dict[str, Figure] = {
-        "goodput": counted / possible,
+        "goodput": sum(counted.values()) / sum(possible.values()),
+        **{f"goodput_{name.replace('-', '_')}": counted[name] / possible[name] for name in sorted(bad.ends)},
+        "goodput_quiet": quiet_goodput(quiet, rate),
         "loss_gap": held_out(bad) / held_out(quiet) - 1,
         **(spread("recovery_s", recovery) if recovery else _harness.absent("recovery_s")),
         "num_kills": sum(isinstance(one, WorkerDied) for one in bad.events[KILLED]),
@@ -62,8 +65,8 @@ def measure(options: Options, train: Callable[..., Trace] = _far.train) -> Resul
             isinstance(one, Restarted) for name, of in bad.events.items() if name != KILLED for one in of
         ),
         "seconds": end - begin,
-        "counted_samples": counted,
-        "possible_samples": possible,
+        "counted_samples": sum(counted.values()),
+        "possible_samples": sum(possible.values()),
         "free_samples_per_s": rate,
         "quiet_steps": quiet_steps,
         "loss": held_out(bad),
@@ -82,6 +85,12 @@ def window(trace: Trace) -> tuple[float, float]:
     """From the first step of all islands to the last agreement, in seconds since the epoch."""
     firsts = [next(one.time for one in events if isinstance(one, StepDone)) for events in trace.events.values()]
     return max(firsts), [one.time for one in trace.events["island-0"] if isinstance(one, Agreed)][-1]
+
+
+def quiet_goodput(trace: Trace, rate: float) -> float:
+    begin, end = window(trace)
+    counted = sum(sum(one.counted.values()) for one in agreements(trace, begin, end))
+    return counted / (rate * (end - begin) * len(trace.ends))
 
 
 def agreements(trace: Trace, begin: float, end: float) -> list[Agreed]:

@@ -201,10 +201,10 @@ def enter(place: Place, plan: Island) -> Iterator[LiveIsland]:
 
 def _join(place: Place) -> None:
     backend = devices.backend(place.device_kind)
-    if not place.store_file:
+    if not place.store_file and place.store is None:
         dist.init_process_group(backend)
         return
-    store = dist.FileStore(place.store_file, place.num_workers)
+    store = place.store or dist.FileStore(place.store_file, place.num_workers)
     dist.init_process_group(backend, store=store, rank=place.worker, world_size=place.num_workers)
 
 

@@ -1,7 +1,8 @@
-"""Where islands learn of each other's addresses: a folder of one computer, or a federation's desk."""
+"""Where islands learn of each other's addresses: a computer's folder, a launcher's store, a federation's desk."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -56,6 +57,36 @@ class Folder:
 
     def all_done(self, names: Iterable[str]) -> bool:
         return all((self.folder / name / "done").exists() for name in names)
+
+    def close(self) -> None:
+        pass
+
+
+class AtStore:
+    """The key-value store of a launcher, as torchrun's, which goes when that ends."""
+
+    def __init__(self, store: Any, name: str, host: str) -> None:
+        self.store, self.name, self.host = store, name, host
+
+    def begin(self, port: int) -> None:
+        self.store.set(f"{self.name}/address", f"{self.host}:{port}")
+
+    def where(self, name: str) -> str | None:
+        key = f"{name}/address"
+        return self.store.get(key).decode() if self._has(key) else None
+
+    def say_done(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"{self.name}/done", "1")
+
+    def all_done(self, names: Iterable[str]) -> bool:
+        return all(self._has(f"{name}/done") for name in names)
+
+    def _has(self, key: str) -> bool:
+        try:
+            return bool(self.store.check([key]))
+        except RuntimeError:  # whoever held it has ended
+            return False
 
     def close(self) -> None:
         pass

@@ -23,7 +23,7 @@ from konvoi.plan.sync import frames
 from konvoi.plan.sync.messages import Range
 from konvoi.security.identity import Identity
 from konvoi.state.journal import Journal
-from konvoi.task import Task
+from konvoi.task import Membership
 
 LEAVE_S = 5.0  # where a stop was asked for
 LOOK_S = 0.1
@@ -43,12 +43,16 @@ class Order:
 class Member:
     """Use with `with`. The first worker of an island has it."""
 
-    def __init__(self, task: Task, parameters: Mapping[str, Tensor], place: Place, emit: Emit) -> None:
-        """`parameters`: those that are agreed on, whole."""
-        assert task.membership is not None
-        self.task, self.given, self.is_over = task, task.membership, place.stop_requested
-        given = self.given
-        self.emit = emit
+    def __init__(
+        self,
+        given: Membership,
+        parameters: Mapping[str, Tensor],
+        place: Place,
+        emit: Emit,
+        meeting: Meeting | None = None,
+    ) -> None:
+        """`parameters`: those that are agreed on, whole. Without a meeting islands meet in a folder, or at a desk."""
+        self.given, self.is_over, self.emit = given, place.stop_requested, emit
         self.pace, self.dialed, self.banned = Pace(), set[str](), set[str]()
         self.said: set[tuple[str, str]] = set()  # who was refused, and why
         folder = given.folder / given.name
@@ -69,7 +73,7 @@ class Member:
             given.name, given.plan, rules, given.first, anchor, self.wire, Journal(folder / "journal")
         )
         self.told = self.live.state.last.round
-        self.meeting: Meeting = Folder(given.folder, given.name, given.address)
+        self.meeting = meeting or Folder(given.folder, given.name, given.address)
         if given.federation is not None:
             self.meeting = AtDesk(given.federation, folder, facts=self.facts, heard=self._heard, warn=self.warn)
         self.meeting.begin(self.wire.port)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from konvoi.errors import JobError, PlanError
 from konvoi.island import Gradient, LiveIsland
 from konvoi.job.data.positions import part
-from konvoi.plan.island import Island
+from konvoi.parted import Parted, cut, first_sample, num_rows
 from konvoi.plan.split.parts import Parts
 from konvoi.values import MicroBatch, Objective
+
+if TYPE_CHECKING:
+    from konvoi.company import Company  # loads gRPC, which an island alone does without
 
 T = TypeVar("T")
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
@@ -26,8 +27,9 @@ Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 class OwnLoop:
     """Made by `kv.join`. Every worker calls the same methods in the same order."""
 
-    def __init__(self, island: LiveIsland) -> None:
-        self._island = island
+    def __init__(self, island: LiveIsland, company: Company | None = None) -> None:
+        """`company`: other islands, with which this one agrees now and then."""
+        self._island, self._company = island, company
         self._parts: Parts | None = None
         self._gradient: Gradient | None = None
         self._is_mean = False  # whether the gradients are divided already
@@ -62,10 +64,12 @@ class OwnLoop:
         """
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         names = _names_in_groups(model, optimizers)
+        if self._company is not None:
+            self._company.share_weights(model)
         self._copy_from_first(model)
         example = None
         if self._island.plan.pp > 1:
-            example, batches = _first_sample(batches)
+            example, batches = first_sample(batches)
         self._parts = self._island.split(model, objective or loss_of_model, seed=0, example=example)
         parameters = dict(self._parts.named_parameters())
         for one, groups in zip(optimizers, names, strict=True):
@@ -73,18 +77,23 @@ class OwnLoop:
                 group["params"] = [parameters[name] for name in members if name in parameters]  # pp: of its stages
         modules = self._parts.modules
         split = modules[0] if self._island.plan.pp == 1 else _Stages(modules)
-        return split, optimizer, _Parted(batches, self._island, self._shared_seed())
+        company, seed = self._company, self._shared_seed()
+        if company is None:
+            return split, optimizer, Parted(batches, self._island, seed)
+        company.begin(self._island, self._parts)
+        seed = company.share("seed", seed)
+        return split, optimizer, Parted(batches, self._island, seed, number=company.number, islands=company.islands)
 
     def forward_backward(self, batch: Any) -> float:
         """Gradients of this worker's part of a batch, summed over the workers. Returns the global mean loss."""
-        parts, rows = self._prepared(), _num_rows(batch)
+        parts, rows = self._prepared(), num_rows(batch)
         count = self._island.plan.num_micro_batches(rows * self._island.plan.num_parts)
         if rows < count:
             raise PlanError(
                 "a worker's part of the batch has too few samples", found=f"{rows} samples, accumulate={count}"
             )
         cuts = [part(0, rows, number, count) for number in range(count)]
-        micro = [MicroBatch(_cut(batch, start, stop)) for start, stop in cuts]
+        micro = [MicroBatch(cut(batch, start, stop)) for start, stop in cuts]
         self._gradient, self._is_mean = self._island.forward_backward(parts, micro), False
         return self._gradient.loss
 
@@ -106,7 +115,8 @@ class OwnLoop:
         return self._gradient.norm
 
     def step(self, optimizer: Optimizers) -> bool:
-        """Take the optimizer's step, on no worker where loss or gradient are not finite; returns whether it was."""
+        """Take the optimizer's step, on no worker where loss or gradient are not finite; returns whether it was. In a
+        convoy, agree with the other islands where it is time."""
         self._finish(None)
         assert self._gradient is not None
         is_finite = self._island.is_finite(self._gradient)
@@ -115,6 +125,8 @@ class OwnLoop:
                 one.step()
             self._prepared().refresh()
         self._island.after_step(is_finite)
+        if self._company is not None:
+            self._company.after_step(self._gradient.weight)
         self._gradient = None
         return is_finite
 
@@ -155,7 +167,7 @@ def loss_of_model(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor
     loss: Tensor = model(**batch).loss
     labels = batch.get("labels")
     if labels is None or labels.is_floating_point():
-        weight = torch.tensor(float(_num_rows(batch)), device=loss.device)
+        weight = torch.tensor(float(num_rows(batch)), device=loss.device)
     else:
         shifts = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
         weight = ((labels[..., 1:] if shifts else labels) != -100).sum().float()
@@ -173,92 +185,6 @@ class _Stages(nn.ModuleList):
         )
 
 
-def _first_sample(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """A batch of one sample, and all batches still to come."""
-    if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
-        first = batches.dataset[0]  # no pass begun, no number drawn
-        return (
-            batches.collate_fn([first]) if batches.batch_sampler else _cut(batches.collate_fn(first), 0, 1)
-        ), batches
-    found = iter(batches)
-    first = next(found, None)
-    return _cut(first, 0, 1), itertools.chain([first], found) if found is batches else batches
-
-
-class _Parted:
-    """This worker's part of every global batch."""
-
-    def __init__(self, batches: Iterable[Any], island: LiveIsland, seed: int) -> None:
-        self.island, self.is_cut, self.takes = island, False, _Takes(island.plan)
-        self.batches = batches
-        self.part, self.num_parts = island.part, island.plan.num_parts
-        if isinstance(batches, DataLoader) and batches.batch_sampler is not None and island.place.num_workers > 1:
-            # Read only what is this worker's: the same batches of indices everywhere, each worker its part of them.
-            self.batches, self.is_cut = _parted_loader(batches, self.part, self.takes, seed), True
-
-    def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            if not self.is_cut:
-                rows = _num_rows(batch)
-                if not self.takes(rows):
-                    continue
-                batch = _cut(batch, *part(0, rows, self.part, self.num_parts))
-            yield self.island.to_device(MicroBatch(batch)).batch
-
-
-class _Takes:
-    """Whether workers can share a batch of so many samples. The last, incomplete one all of them leave out where they
-    cannot. Raises: PlanError for others."""
-
-    def __init__(self, plan: Island) -> None:
-        self.plan, self.most = plan, 0
-
-    def __call__(self, rows: int) -> bool:
-        self.most = max(self.most, rows)
-        if self.plan.pp == 1:
-            return rows >= self.plan.num_parts
-        try:
-            self.plan.check_batch(rows)
-        except PlanError:
-            if rows == self.most:
-                raise
-            return False
-        return True
-
-
-class _PartOfEach:
-    """A batch sampler: this worker's part of each batch of another's."""
-
-    def __init__(self, batches: Any, number: int, takes: _Takes) -> None:
-        self.batches, self.part, self.takes = batches, number, takes
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches:
-            if self.takes(len(batch)):
-                start, stop = part(0, len(batch), self.part, self.takes.plan.num_parts)
-                yield batch[start:stop]
-
-
-def _parted_loader(loader: DataLoader[Any], number: int, takes: _Takes, seed: int) -> DataLoader[Any]:
-    if isinstance(loader.sampler, RandomSampler) and loader.sampler.generator is None:
-        loader.sampler.generator = torch.Generator().manual_seed(seed)  # the same order on every worker
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=_PartOfEach(loader.batch_sampler, number, takes),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator,  # it draws a number from it at each pass: the order depends on that, too
-    )
-
-
 def _names_in_groups(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[list[list[str]]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
@@ -270,20 +196,3 @@ def _names_in_groups(model: nn.Module, optimizers: Sequence[torch.optim.Optimize
                     "the optimizer holds parameters that are not the model's", found=f"{len(strangers)} of them"
                 )
     return [[[names[p] for p in group["params"]] for group in optimizer.param_groups] for optimizer in optimizers]
-
-
-def _num_rows(batch: Any) -> int:
-    if isinstance(batch, Tensor):
-        return batch.shape[0]
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
-    return max((_num_rows(value) for value in values), default=0)
-
-
-def _cut(batch: Any, start: int, stop: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[start:stop]
-    if isinstance(batch, Mapping):
-        return {name: _cut(value, start, stop) for name, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_cut(value, start, stop) for value in batch)
-    return batch

@@ -75,7 +75,7 @@ class Session:
         if task.membership is not None:
             from konvoi.team import Team  # loads gRPC, which an island alone does without
 
-            self.team = Team(task, island, self.parts, self.emit)
+            self.team = Team(task.membership, island, self.parts, self.emit)
         self.profiler: torch.profiler.profile | None = None
         sizes = island.of_all_stages({name: p.numel() for name, p in self.learner.parameters.items()})
         self.emit(Ready(num_parameters=sum(sizes.values()), seconds=time.perf_counter() - begin))
@@ -115,7 +115,7 @@ class Session:
                     return
                 step += 1
                 if self.team is not None:
-                    step = self.team.step(step)
+                    step = min(self.team.step(step), self.task.prepared.num_steps)
                 micro = [self.island.to_device(item) for item in read]
                 waited = time.perf_counter() - begin
                 # Dropout draws from here: nothing random is carried from step to step, so resuming needs no state.
@@ -130,7 +130,7 @@ class Session:
     def _batches(self) -> Any:
         plan, job = self.task.plan, self.job
         if self.team is not None:
-            return contextlib.closing(self.team.batches())
+            return contextlib.closing(self.team.batches(self.task.prepared))
         common: dict[str, Any] = {
             "seed": job.seed,
             "global_batch": job.global_batch,

@@ -10,11 +10,13 @@ import torch.distributed as dist
 
 from konvoi.island import LiveIsland
 from konvoi.job.data.loader import Leased
+from konvoi.job.job import Prepared
+from konvoi.meeting import Meeting
 from konvoi.membership import Member, Order
 from konvoi.mirror import Mirror
 from konvoi.observe.events import Emit
 from konvoi.plan.split.parts import Parts
-from konvoi.task import Task
+from konvoi.task import Membership
 from konvoi.values import MicroBatch
 
 T = TypeVar("T")
@@ -23,36 +25,43 @@ T = TypeVar("T")
 class Team:
     """Use with `with`. Every worker calls the same methods; between two steps the first one says what all do next."""
 
-    def __init__(self, task: Task, island: LiveIsland, parts: Parts, emit: Emit) -> None:
-        self.task, self.island = task, island
+    def __init__(
+        self, given: Membership, island: LiveIsland, parts: Parts, emit: Emit, meeting: Meeting | None = None
+    ) -> None:
+        self.given, self.island = given, island
         self.mirror = Mirror(island, parts)
         is_first = island.place.worker == 0
-        self.member = Member(task, self.mirror.tensors, island.place, emit) if is_first else None
+        self.member = Member(given, self.mirror.tensors, island.place, emit, meeting) if is_first else None
         self._least = 0
 
-    def batches(self) -> Iterator[list[MicroBatch]]:
-        """What is leased to this island, this worker's share of a step at a time; it waits where the others have to
-        agree first."""
-        task, given = self.task, self.task.membership
-        assert given is not None
+    def batches(self, prepared: Prepared) -> Iterator[list[MicroBatch]]:
+        """What is leased to this island, this worker's share of a step at a time."""
+        plan = self.island.plan
         samples = Leased(
-            task.prepared.splits.train,
-            seed=task.prepared.job.seed,
+            prepared.splits.train,
+            seed=prepared.job.seed,
             worker=self.island.part,
-            num_workers=task.plan.num_parts,
-            accumulate=task.plan.num_micro_batches(given.batch),
-            collate=task.prepared.job.collate,
+            num_workers=plan.num_parts,
+            accumulate=plan.num_micro_batches(self.given.batch),
+            collate=prepared.job.collate,
         )
-        while not (order := self._told(self.member.next() if self.member else None)).is_over:
+        while (order := self.ready()).ranges:
+            yield samples.read(order.ranges)
+
+    def ready(self) -> Order:
+        """Agree, and wait where the others have to agree first; returns what the next step reads, or that none is to be
+        taken."""
+        while True:
+            order = self._told(self.member.next() if self.member else None)
             self._follow(order)
-            if order.ranges:
-                yield samples.read(order.ranges)
+            if order.is_over or order.ranges:
+                return order
 
     def step(self, own: int) -> int:
         """The number of the next step: of this island's own count, or where it has just come to a state that the others
         have reached meanwhile, of theirs."""
         least, self._least = self._least, 0
-        return min(max(own, least), self.task.prepared.num_steps)
+        return max(own, least)
 
     def after_step(self, weight: float) -> None:
         if self.member is not None:

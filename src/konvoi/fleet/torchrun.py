@@ -23,6 +23,11 @@ def num_workers() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
+def master() -> str:
+    """The host on which the workers meet."""
+    return os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+
 def is_leader() -> bool:
     return os.environ["RANK"] == "0"
 

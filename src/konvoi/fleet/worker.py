@@ -38,6 +38,7 @@ class Place:
     num_threads: int = 0  # 0: leave torch's default
     store_file: str = ""  # where the workers of one host meet; "": by torchrun's environment
     attempt: int = 0  # how often the island was restarted
+    store: Any = field(default=None, compare=False)  # where they meet, if a launcher's workers are several islands
     send: Callable[[Any], None] = field(default=lambda event: None, compare=False)  # an event, to whoever records
     stop_requested: Callable[[], bool] = field(default=lambda: False, compare=False)
     reach_step: Callable[[int], None] = field(default=lambda step: None, compare=False)  # for messages about failures

@@ -5,6 +5,7 @@ from konvoi.plan.island import Island
 from konvoi.plan.presets import (
     async_sgd,
     diloco,
+    gossip,
     local_sgd,
     parameter_server,
     parse,
@@ -18,6 +19,7 @@ __all__ = [
     "Plan",
     "async_sgd",
     "diloco",
+    "gossip",
     "local_sgd",
     "parameter_server",
     "parse",

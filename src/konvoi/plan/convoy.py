@@ -14,6 +14,7 @@ from konvoi.plan.island import Island
 from konvoi.plan.sync.state import Rules
 
 UPDATES = ("moves", "gradients")
+PARTNERS = ("all", "pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Convoy:
     - `witness`: a third process without model or data, which breaks the tie of two islands.
     - `quorum`, `deadline_s`: so long after the first update, that share of the islands is enough; the others' work
       counts in the next round.
+    - `partners`: "all" agree with all; or "pairs", two at a time that take the mean of their weights (gossip).
     - `at_once`: updates that are added up at most, the stalest first; 1 is asynchronous, 0 takes all there are.
     - `damping`: an update counts (1 + staleness)^-damping of what it is, where staleness is the number of decisions
       that were taken since its member's last one (arXiv 1903.03934, polynomial).
@@ -56,6 +58,7 @@ class Convoy:
     quorum: float = 0.5
     deadline_s: float = 30.0
     patience_s: float = 60.0
+    partners: str = "all"
     at_once: int = 0
     damping: float = 0.0
     max_staleness: int = 0
@@ -77,6 +80,12 @@ class Convoy:
                 raise PlanError(f"{name} is above 0", found=repr(getattr(self, name)))
         if not self.deadline_s >= 0:
             raise PlanError("deadline_s is at least 0", found=repr(self.deadline_s))
+        if self.partners not in PARTNERS:
+            hint = did_you_mean(self.partners, PARTNERS)
+            raise PlanError("islands agree all with all, or in pairs", found=self.partners, hint=hint)
+        allowed = {"every", "ahead", "compression", "partners"}
+        if self.partners == "pairs" and (others := sorted(self.describe().keys() - allowed)):
+            raise PlanError("pairs take the mean of their weights, and nothing else", found=", ".join(others))
         if self.max_staleness >= Rules.kept:
             raise PlanError("max_staleness is too large", found=self.max_staleness, expected=f"below {Rules.kept}")
         if self.at_once and self.fragments > 1:

@@ -74,6 +74,16 @@ def async_sgd(*, every: int = 1, damping: float = 0.5, **other: Any) -> Convoy:
     return Convoy(**{**fields, "every": every, "damping": damping, **other})
 
 
+def gossip(*, every: int = 8, **other: Any) -> Convoy:
+    """Now and then an island and one other take the mean of their weights; nobody leads, and nobody's end ends it (Lian
+    et al., Asynchronous Decentralized Parallel SGD, arXiv 1710.06952). So far within one process (`konvoi.simulate`).
+
+    >>> gossip().partners
+    'pairs'
+    """
+    return Convoy(every=every, partners="pairs", **other)
+
+
 def stale_synchronous(*, every: int = 8, max_staleness: int = 3, **other: Any) -> Convoy:
     """Who is there agrees, without the others' work; but nobody may be left behind by more than `max_staleness`
     agreements (Ho et al., More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server, NeurIPS
@@ -90,6 +100,7 @@ PRESETS: dict[str, Callable[..., Convoy]] = {
     "async_sgd": async_sgd,
     "convoy": Convoy,
     "diloco": diloco,
+    "gossip": gossip,
     "local_sgd": local_sgd,
     "parameter_server": parameter_server,
     "stale_synchronous": stale_synchronous,

@@ -57,7 +57,7 @@ def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
     require_net("a convoy between processes")
     if islands < 2:
         raise PlanError("a convoy has several islands", found="islands=1", hint="kv.fleet.local(4, islands=2)")
-    if convoy.updates == "gradients" or convoy.servers or convoy.witness:
+    if convoy.updates == "gradients" or convoy.servers or convoy.witness or convoy.partners != "all":
         raise PlanError(
             "between processes islands agree all with all, and on moves, so far",
             found=", ".join(f"{name}={value}" for name, value in convoy.describe().items()),
