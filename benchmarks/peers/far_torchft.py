@@ -62,7 +62,9 @@ def main() -> None:
         job.splits.train, seed=0, global_batch=_far.SAMPLES * world_size, worker=rank, num_workers=world_size
     )
     ends = []
-    with DiLoCo(manager, [model], optimizers[-1], outer, sync_every=order["every"], pin_memory=False):
+    with DiLoCo(
+        manager, [model], optimizers[-1], outer, sync_every=order["every"], pin_memory=False, use_bucketization=True
+    ):
         for _, (micro,) in zip(range(order["steps"]), batches, strict=False):
             tokens = micro.batch["input_ids"]
             loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
