@@ -49,6 +49,27 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
         ("plain_fsdp2_mb", "the same by plain FSDP2", ""),
         ("deepspeed_zero3_mb", "the same by DeepSpeed, stage 3", ""),
     ],
+    "wan_faults": [
+        (
+            "goodput",
+            "counted tokens over what living, connected islands could read: kills, a cut, a slow one",
+            "≥ 0.85",
+        ),
+        ("goodput_quiet", "the same without faults", ""),
+        ("loss_gap", "held-out loss against a quiet run of as many tokens", "≤ 0.02"),
+        ("recovery_s", "seconds from a kill to the next step, without the state's transfer", "≤ 5"),
+    ],
+    "wan_speed": [
+        (
+            "utilization",
+            "steps a second over those without exchange, 100 Mbit/s, 80 ms, a 100th of the bytes",
+            "≥ 0.95",
+        ),
+        ("utilization_bad_bbr", "20 Mbit/s, 200 ms, 1 % lost in bursts, a 400th of the bytes, bbr", "≥ 0.90"),
+        ("utilization_bad_cubic", "the same with cubic", "≥ 0.85"),
+        ("speedup_of_possible", "speed-up over torch DDP, of what is possible", "≥ 0.95"),
+        ("torchft_utilization", "torchft's DiLoCo, as often", ""),
+    ],
     "gpu": [
         ("mfu", "share of a GPU's peak, 1B parameters", "≥ 0.50"),
         ("ratio_vs_plain_loop", "speed against the barest loop", "≥ 0.99"),
@@ -70,7 +91,8 @@ def _section(name: str) -> str:
     for figure, text, aim in SHOWN[name]:
         value, least, greatest = (found.get(f"{figure}{suffix}") for suffix in ("", "_min", "_max"))
         spread = "" if least is None else f"{least:.4g} to {greatest:.4g}"
-        lines.append(f"| {text} (`{figure}`) | {'not run' if value is None else f'{value:.4g}'} | {spread} | {aim} |")
+        shown = f"{value:.4g}" if isinstance(value, float | int) else value or "not run"
+        lines.append(f"| {text} (`{figure}`) | {shown} | {spread} | {aim} |")
     where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
     return "\n".join([*lines, "", f"{found['date'][:10]}, commit {found['commit']}, {where}.", ""])
 

@@ -7,6 +7,15 @@ import pytest
 from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.pool import Pool
 from konvoi.proof import PRELOAD
+from konvoi.verbs.train import PRELOAD as PRELOAD_OF_TRAIN
+from tests.small import LOADED_LATER
+
+
+@pytest.fixture(scope="session")
+def agent():
+    """For runs of `small`: one, with what workers load later loaded at once."""
+    with AgentHandle((*PRELOAD_OF_TRAIN, *LOADED_LATER)) as agent:
+        yield agent
 
 
 @pytest.fixture(scope="session")

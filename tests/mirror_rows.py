@@ -17,6 +17,7 @@ def there_and_back(place, payload):
         example = (job.collate or collate)([job.data[0]])
         parts = island.split(job.model, job.objective, seed=job.seed, freeze=job.freeze, example=example)
         mirror = Mirror(island, parts)
+        _held_out(island, parts, found)  # fsdp keeps some weights gathered behind it
         brought = {name: tensor.double().numpy().copy() for name, tensor in mirror.tensors.items()}
         for name, parameter in mirror.tensors.items():
             parameter.add_(torch.linspace(0, len(name) / 100, parameter.numel()).view_as(parameter))

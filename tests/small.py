@@ -10,19 +10,11 @@ import torch
 from torch import nn
 
 import konvoi as kv
-from konvoi.fleet.crew import AgentHandle
 from konvoi.observe.events import Evaluated, Ready, Sampled
 from konvoi.observe.sinks.jsonl import read_events
 from konvoi.state import record, shards
-from konvoi.verbs.train import PRELOAD
 
 LOADED_LATER = ("konvoi.state.shards", "konvoi.plan.split.tensor", "torch._dynamo")  # once here, not in each run
-
-
-@pytest.fixture(scope="module")
-def agent():
-    with AgentHandle((*PRELOAD, *LOADED_LATER)) as agent:
-        yield agent
 
 
 class Samples:

@@ -11,8 +11,6 @@ from konvoi.errors import WorkerError
 from tests import small
 from tests.test_resume import stop_after
 
-agent = small.agent  # a fixture
-
 WRITTEN = {
     "dp2": kv.Island(dp=2),
     "fsdp3": kv.Island(fsdp=3),

@@ -18,7 +18,6 @@ from konvoi.observe.events import Restarted, StepDone
 from tests import small
 from tests.killed import slowly
 
-agent = small.agent  # a fixture
 ROOT = Path(__file__).parents[1]
 
 

@@ -16,7 +16,6 @@ from konvoi.errors import CheckpointMismatch, DiskFull, JobError, NonFiniteError
 from konvoi.observe.events import CheckpointSaved, Evaluated, RunEnded, RunStarted, Sampled, StepDone, Warned
 from tests import small
 
-agent = small.agent  # a fixture
 BOTH = pytest.mark.parametrize("plan", [kv.Island(dp=2), kv.Island(fsdp=2)], ids=["dp", "fsdp"])
 
 
@@ -79,6 +78,13 @@ def test_the_average_is_what_is_evaluated_and_exported(agent, tmp_path):
     exported, averaged = dict(run.model().named_parameters()), small.state(run, "ema.")
     assert small.differences({name: p.detach() for name, p in exported.items()}, averaged) == []
     assert small.differences(averaged, small.state(run, "model.")) != []
+
+
+def test_steps_behind_an_evaluation_of_the_average_are_taken_with_the_weights(agent, tmp_path):
+    """fsdp keeps what it has gathered for a forward pass alone."""
+    job = small.job(ema=0.9, validate_every=2)
+    alone = small.train(agent, tmp_path / "alone", job, kv.Island())
+    small.tells_the_same(small.train(agent, tmp_path / "fsdp", job, kv.Island(fsdp=2)), alone)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])

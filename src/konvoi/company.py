@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
 import socket
 import tempfile
 import uuid
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from konvoi.errors import JobError
 from konvoi.fleet.worker import Place
 from konvoi.island import LiveIsland
 from konvoi.meeting import AtStore
@@ -29,7 +32,7 @@ from konvoi.task import Membership
 from konvoi.team import Team
 
 T = TypeVar("T")
-CHUNK = 1 << 23  # bytes of weights in one value of the store
+CHUNK = 1 << 20  # bytes of weights in one value of the store
 
 
 class Company:
@@ -44,7 +47,7 @@ class Company:
         inside = dist.PrefixStore(f"konvoi/inside/{self.number}", self._store)
         self.place = replace(place, worker=place.worker % each, num_workers=each, store=inside)
         self._all = dist.PrefixStore("konvoi/convoy", self._store)
-        self._master, self._folder = master, Path(tempfile.mkdtemp(prefix="konvoi-"))
+        self._master, self._folder = master, Path()
         self._team: Team | None = None
 
     @property
@@ -73,9 +76,18 @@ class Company:
             data = b"".join(self._all.get(f"weights/{number}") for number in range(int(self._all.get("weights"))))
             for mine, first in zip(tensors, torch.load(io.BytesIO(data), weights_only=True), strict=True):
                 mine.copy_(first)
+        self._have_read("weights")
+
+    def _have_read(self, name: str) -> None:
+        """The last to come clears up: the store is in the launcher's memory."""
+        if self.place.worker == 0 and self._all.add(f"{name} read", 1) == self.islands:
+            for number in range(int(self._all.get(name))):
+                self._all.delete_key(f"{name}/{number}")
 
     def begin(self, island: LiveIsland, parts: Parts) -> None:
-        """Meet the other islands."""
+        """Meet the other islands. Raises: JobError at the second time."""
+        if self._team is not None:
+            raise JobError("an island of a convoy prepares one model", hint="one `with kv.join(...)` for each")
         names = tuple(f"island-{number}" for number in range(self.islands))
         run = self.share("run", uuid.uuid4().hex)
         if self._is_first:
@@ -89,6 +101,7 @@ class Company:
         host = _address(self._master)
         if self.place.worker == 0:
             certificate, key, authority_ = (text.encode() for text in json.loads(self._all.get(f"identity/{name}")))
+            self._all.delete_key(f"identity/{name}")
             Identity(name, certificate, key, authority_).save(self._folder / name)
             meeting = AtStore(self._all, name, host)
         convoy = self.plan.convoy
@@ -98,20 +111,25 @@ class Company:
         self._team = Team(given, island, parts, _warn, meeting)
 
     def after_step(self, weight: float) -> None:
-        """Count a step, and wait until the next may be taken."""
+        """Count a step, and wait until the next may be taken. Raises: SystemExit after a stop that was asked for."""
         assert self._team is not None
         self._team.after_step(weight)
-        self._team.ready()
+        if self._team.ready().is_over:
+            raise SystemExit(128 + signal.SIGTERM)
 
     def __enter__(self) -> Company:
+        self._folder = Path(tempfile.mkdtemp(prefix="konvoi-"))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *failure: Any) -> None:
-        if self._team is not None:
-            if kind is None:
-                self._team.finish()
-            self._team.__exit__(kind, *failure)
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        is_meant = kind is None or kind is SystemExit  # the others are told that this island leaves
+        try:
+            if self._team is not None:
+                if is_meant:
+                    self._team.finish()
+                self._team.__exit__(None if is_meant else kind, error, at)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _warn(event: Event) -> None:

@@ -36,12 +36,13 @@ class OwnLoop:
 
     @property
     def worker(self) -> int:
-        """This worker's number; 0 is the one that should print and log."""
-        return self._island.place.worker
+        """This worker's number among all of the launch; 0 is the one that should print and log."""
+        before = self._company.number * self._island.place.num_workers if self._company is not None else 0
+        return before + self._island.place.worker
 
     @property
     def num_workers(self) -> int:
-        return self._island.place.num_workers
+        return self._island.place.num_workers * (self._company.islands if self._company is not None else 1)
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from konvoi.convoy import LiveConvoy
-from konvoi.errors import DataError
+from konvoi.errors import DataError, PlanError
 from konvoi.fleet.wire.memory import Hub
 from konvoi.fleet.worker import Place
 from konvoi.held_out import held_out
@@ -49,6 +49,8 @@ class Simulation:
 
     def __init__(self, prepared: Prepared, plan: Convoy, num_islands: int, *, island: Island | None = None) -> None:
         source = prepared.splits.train
+        if plan.partners != "all":
+            raise PlanError("this is for islands that agree all with all", hint="konvoi.simulate_gossip")
         if not isinstance(source, Source):
             raise DataError("islands lease positions of the data, and a stream has none", found=type(source).__name__)
         self.prepared, self.plan, self.hub = prepared, plan, Hub()

@@ -36,6 +36,7 @@ with kv.join(plan) as island:
             island.forward_backward(batch)
             island.step(optimizer)
 weights = [(p.full_tensor() if hasattr(p, "full_tensor") else p).flatten().tolist() for p in model.parameters()]
+assert (island.worker, island.num_workers) == (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 with open(f"weights-{{os.environ['RANK']}}.json", "w") as file:
     json.dump(weights, file)
 """

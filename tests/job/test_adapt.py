@@ -15,7 +15,6 @@ from tests.test_resume import stop_after
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-agent = small.agent  # a fixture
 # PEFT asks transformers by a name that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -1,18 +1,10 @@
-"""One agent, and one run of a small GPT, for the tests of this folder."""
+"""One run of a small GPT, for the tests of this folder."""
 
 import pytest
 
 import konvoi as kv
-from konvoi.fleet.crew import AgentHandle
-from konvoi.verbs.train import PRELOAD
 from tests import small
 from tests.verbs.texts import text_job
-
-
-@pytest.fixture(scope="package")
-def agent():
-    with AgentHandle((*PRELOAD, *small.LOADED_LATER)) as agent:
-        yield agent
 
 
 @pytest.fixture(scope="package")

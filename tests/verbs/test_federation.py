@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from konvoi.cli import main
-from konvoi.errors import FleetError, StateError
+from konvoi.errors import FleetError, PlanError, StateError
 from konvoi.verbs import federation, member
 
 RECIPE = """
@@ -240,3 +240,9 @@ def test_who_lacks_the_extra_is_told_which(monkeypatch, capsys, words):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "grpc" else find(name, *more))
     assert main(words) == 2
     assert "konvoi[net]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("island", ["dp=2|diloco", "precision=fp64"])
+def test_a_machine_has_its_own_island_and_the_federations_convoy(island):
+    with pytest.raises(PlanError):
+        member.plan_here("|diloco,every=50", island)

@@ -114,6 +114,9 @@ def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(t
     ("plan", "number"),
     [
         (kv.Island() | parameter_server(), 2),
+        (kv.Island() | kv.async_sgd(), 2),
+        (kv.Island() | kv.stale_synchronous(), 2),
+        (kv.Island() | kv.gossip(), 2),
         (kv.Island() | local_sgd(), 1),
         (kv.Island() | local_sgd(), 3),
     ],

@@ -36,10 +36,12 @@ class Convoy:
     - `quorum`, `deadline_s`: so long after the first update, that share of the islands is enough; the others' work
       counts in the next round.
     - `partners`: "all" agree with all; or "pairs", two at a time that take the mean of their weights (gossip).
-    - `at_once`: updates that are added up at most, the stalest first; 1 is asynchronous, 0 takes all there are.
+    - `at_once`: updates that are added up at most, the stalest of those that are there first; 1 is asynchronous, 0
+      takes all there are.
     - `damping`: an update counts (1 + staleness)^-damping of what it is, where staleness is the number of decisions
       that were taken since its member's last one (arXiv 1903.03934, polynomial).
-    - `max_staleness`: islands as stale as this are waited for; 0 waits for none (Ho et al., NeurIPS 2013).
+    - `max_staleness`: islands as stale as this are waited for, for `patience_s` and while they are within reach; 0
+      waits for none (Ho et al., NeurIPS 2013).
 
     >>> Convoy(every=50).describe()
     {'every': 50}
@@ -137,6 +139,19 @@ class Convoy:
             servers=self.servers,
             witness=self.witness,
         )
+
+    @property
+    def what_processes_cannot(self) -> str:
+        """What of this plan islands of one process can do, and those of several not yet."""
+        asked = {
+            "updates=gradients": self.updates == "gradients",
+            f"servers={self.servers}": bool(self.servers),
+            f"witness={self.witness}": bool(self.witness),
+            f"partners={self.partners}": self.partners != "all",
+            f"at_once={self.at_once}": bool(self.at_once),
+            f"deadline_s={self.deadline_s}": not self.deadline_s,
+        }
+        return ", ".join(name for name, whether in asked.items() if whether)
 
     def derived(self, batch: int, num_steps: int) -> tuple[str, ...]:
         """What this length and an island's share of the batch decide, as a person reads it.

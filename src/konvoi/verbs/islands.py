@@ -57,10 +57,10 @@ def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
     require_net("a convoy between processes")
     if islands < 2:
         raise PlanError("a convoy has several islands", found="islands=1", hint="kv.fleet.local(4, islands=2)")
-    if convoy.updates == "gradients" or convoy.servers or convoy.witness or convoy.partners != "all":
+    if convoy.what_processes_cannot:
         raise PlanError(
-            "between processes islands agree all with all, and on moves, so far",
-            found=", ".join(f"{name}={value}" for name, value in convoy.describe().items()),
+            "between processes islands agree all with all, in rounds, and on moves, so far",
+            found=convoy.what_processes_cannot,
             hint="kv.local_sgd, kv.diloco or kv.streaming_diloco; the rest runs in konvoi.simulate",
         )
     if job.patience is not None:

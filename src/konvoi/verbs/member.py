@@ -73,6 +73,9 @@ def plan_here(plan: str, island: str) -> str:
     if "|" in island:
         raise PlanError("the convoy is the federation's; a machine has its island alone", found=repr(island))
     own, _, convoy = plan.partition("|")
+    wide = ["precision=fp64" in text.replace(" ", "") for text in (island or own, own)]
+    if wide[0] != wide[1]:
+        raise PlanError("all islands agree in float64, or none does", found=repr(island), expected=repr(own))
     return f"{island or own}|{convoy}"
 
 
@@ -125,13 +128,13 @@ def train_member(
     mine = record.Record(folder / invitation.name)
     with mine.alone(), AgentHandle(preload) as agent, stop_signals() as stop:  # two of one name would vote twice
         prepared = prepare(job)  # while the agent loads torch
+        each, machine = plan.island.num_workers, agent.hello()["machine"]
+        if each > machine["num_cores"]:  # the others count on this island as soon as it has said that it is here
+            found = f"{each} workers, {machine['num_cores']} cores"
+            raise PlanError("an island has a core for each worker", found=found, hint="a smaller --plan")
         begun, here_now = wait_for_the_beginning(invitation, folder, say, lambda: how_soon(stop))
         contacts = tuple(sorted({*begun, *here_now} - {invitation.name}))
-        each = plan.island.num_workers
         batch = check(job, prepared, plan, Local(each, islands=max(2, len(begun))))
-        machine = agent.hello()["machine"]
-        fleet = local(each, device="cpu")
-        kind, _ = fleet.device_kind(machine), fleet.size(machine)
         is_first = invitation.name in begun
         lease = batch * plan.convoy.steps_per_round
         membership = Membership(
@@ -147,7 +150,8 @@ def train_member(
         )
         here = record.create(keeping.root, keeping.name)
         with here.alone():
-            task = checked(prepared, plan.island, each, here, keeping, kind, batch=batch)
+            fleet = local(each, device="cpu")
+            task = checked(prepared, plan.island, each, here, keeping, fleet.device_kind(machine), batch=batch)
             lines = (*task.derived, *plan.convoy.derived(batch, prepared.num_steps))
             task = dataclasses.replace(task, membership=membership, derived=lines)
             with Recording(here, task, keeping.sinks) as recording:

@@ -14,7 +14,6 @@ from konvoi.values import DataSpec
 from tests import small
 
 transformers = pytest.importorskip("transformers")
-agent = small.agent  # a fixture
 
 FIELDS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 LLAMA = {"model_type": "llama", "num_key_value_heads": 2, "max_position_embeddings": 64, **FIELDS}

@@ -9,8 +9,6 @@ from konvoi.observe.events import Ready
 from konvoi.plan.split.estimate import check_fits, least_bytes
 from tests import small
 
-agent = small.agent  # a fixture
-
 
 def on_meta(**fields):
     with torch.device("meta"):

@@ -10,8 +10,6 @@ from konvoi.plan.split import stages
 from konvoi.values import MicroBatch
 from tests import small
 
-agent = small.agent  # a fixture
-
 
 @pytest.fixture
 def job(tmp_path):

@@ -12,8 +12,6 @@ from konvoi.plan.split import feasible
 from konvoi.plan.split.tensor_plan import inferred, plan_of, styles
 from tests import small
 
-agent = small.agent  # a fixture
-
 GPT = models.gpt(depth=2, width=16, num_heads=4, num_kv_heads=2, vocab_size=11, seq_len=8)
 
 

@@ -159,7 +159,7 @@ def test_a_swap_that_is_said_twice_is_answered_with_the_same_half():
     state, (halve,) = pairs.advance(state, pairs.Received("a", pairs.Swap(("a", 0, 1), "h")))
     state, nothing = pairs.advance(state, pairs.Received("a", pairs.Swap(("a", 0, 1), "h")))
     assert isinstance(halve, pairs.Halve)
-    assert nothing == ()
+    assert nothing == (halve,)  # the weights may have been gone; what is fetched twice is halved once
     state, (answer,) = pairs.advance(state, pairs.Halved(("a", 0, 1), "half"))
     state, (again,) = pairs.advance(state, pairs.Received("a", pairs.Swap(("a", 0, 1), "h")))
     assert answer == again == pairs.Send("a", pairs.Swapped(("a", 0, 1), "half"))

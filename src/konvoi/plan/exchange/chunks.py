@@ -60,7 +60,7 @@ def assemble(names: Sequence[str], data: Mapping[str, bytes], like: Sequence[Ten
 
 
 def hashed(data: bytes | memoryview) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return hashlib.sha256(data).hexdigest()[:32]  # processors have instructions for it: twice as quick as blake2
 
 
 def _raw(vector: Tensor) -> memoryview:

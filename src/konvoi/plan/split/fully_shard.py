@@ -81,7 +81,9 @@ def shard(
             child.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
 
 
-def sharded(parts: Parts, mesh: DeviceMesh, data_group: dist.ProcessGroup | None, *, zero: int = 3) -> Parts:
+def sharded(
+    parts: Parts, roots: Sequence[nn.Module], mesh: DeviceMesh, data_group: dist.ProcessGroup | None, *, zero: int = 3
+) -> Parts:
     """Sum instead of mean, over all workers that read different data, with one norm over all shards.
 
     Under ZeRO 1 gradients are kept whole until the step's last backward pass; else each pass's are sharded at once.
@@ -95,7 +97,15 @@ def sharded(parts: Parts, mesh: DeviceMesh, data_group: dist.ProcessGroup | None
         while works:
             works.pop().wait()
 
-    common = replace(parts, add_up=add_up, finish=finish, norm_groups=(*parts.norm_groups, mesh.get_group("fsdp")))
+    units = [child for root in roots for child in root.modules() if isinstance(child, FSDPModule)]
+
+    def refresh() -> None:
+        for unit in units:  # some stay gathered behind a forward pass alone, and would not be gathered anew
+            unit.reshard()
+        parts.refresh()
+
+    groups = (*parts.norm_groups, mesh.get_group("fsdp"))
+    common = replace(parts, add_up=add_up, finish=finish, refresh=refresh, norm_groups=groups)
     if parts.is_pipeline:
         return common  # torch's pipelining reduces when it is empty
     (module,) = parts.modules

@@ -61,6 +61,7 @@ def split(
 
         tensors = tensor_plan.plan_of(module)
         objective = tensor.on_workers(objective)
+    roots: list[nn.Module] = [module]  # what wraps the parts' modules, or is one
     if plan.pp == 1:
         _settle(module, module, blocks.find_blocks(module), tensors, here, seed)
         parts = single(module, objective)
@@ -73,11 +74,12 @@ def split(
                 stage.pack, stage.unpack = tensor.packed, partial(tensor.seen_whole, mesh=mesh["tp"])
             own = [(name, stage.module.get_submodule(name)) for name in stage.blocks]
             _settle(stage.module, stage, own, tensors, here, seed)
+        roots = [*mine]
         parts = pipeline.pipelined(mine, tied, objective, mesh, plan.schedule)
     if plan.fsdp > 1:
         from konvoi.plan.split import fully_shard
 
-        parts = fully_shard.sharded(parts, mesh, here.data_group, zero=plan.zero)
+        parts = fully_shard.sharded(parts, roots, mesh, here.data_group, zero=plan.zero)
     elif plan.dp > 1:
         parts = replicate(parts, mesh.get_group("dp"))
     if plan.tp > 1:

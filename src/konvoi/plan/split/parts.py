@@ -46,7 +46,7 @@ class Parts:
     ties: tuple[Tie, ...] = ()
     is_pipeline: bool = False
     copies: frozenset[str] = frozenset()  # parameters of this worker's that another stage owns
-    refresh: Callable[[], None] = lambda: None  # bring copies up to date, where owners' weights have changed
+    refresh: Callable[[], None] = lambda: None  # to be called when weights were written: what was made of them is old
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter that this worker owns by its name in the whole model, ties once."""

@@ -270,7 +270,9 @@ def _receive(s: State, out: list[Action], sender: str, message: Message) -> None
         elif guest is None and own is None and not s.is_leaving:
             s.guest = Exchange(message.id, sender, s.step, message.hash)
             out.append(Halve(message.id, sender, message.hash))
-        elif guest is None or guest.id != message.id:
+        elif guest is not None and guest.id == message.id:  # what was fetched may have been gone
+            out.append(Halve(message.id, sender, message.hash))
+        else:
             s.answered = {**s.answered, sender: (message.id, "")}
             out.append(Send(sender, Busy(message.id)))
     elif own is None or own.id != message.id or own.peer != sender or own.is_taking:

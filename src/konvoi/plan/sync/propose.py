@@ -227,7 +227,8 @@ def _send(out: list[Action], to: str, message: Message) -> None:
 
 def silent(s: State) -> set[str]:
     """Of whom nothing was heard for too many rounds; where a round may be one member's, for as many times more."""
-    most = s.rules.evict_after * (1 if s.rules.deadline_s else len(s.last.members))
+    is_quick = s.rules.at_once or not s.rules.deadline_s
+    most = s.rules.evict_after * (len(s.last.members) if is_quick else 1)
     return {name for name, heard in s.heard.items() if s.round - heard > most}
 
 

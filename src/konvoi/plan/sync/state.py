@@ -21,7 +21,7 @@ class Rules:
     deadline_s: float = 30.0  # from the first offer on; later updates count in the next round
     patience_s: float = 60.0  # without a decision; then another voter proposes
     beat_s: float = 2.0  # between looks at what is missing
-    at_once: int = 0  # updates that a round adds up, at most; the stalest come first; 0: all there are
+    at_once: int = 0  # updates that a round adds up, at most; the stalest of those there first; 0: all
     max_staleness: int = 0  # members whose work is as stale as this are waited for; 0: none
     max_ahead: int = 100  # steps behind a snapshot without a decision; then the island waits
     evict_after: int = 3  # rounds in which nothing was heard of a member
