@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from konvoi.errors import FleetError, StateError
 from konvoi.observe.wording import columns
 from konvoi.security.roster import DESK, HOURS, NAME, Invitation, Roster
+from konvoi.verbs.running import stop_signals
 
 PORT = 7700
 ROOT = Path("federations")
@@ -105,7 +107,7 @@ def found(
 
 
 def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> None:
-    """Keep the desk until the event; `status.json` beside it is written as things change."""
+    """Keep the desk until the event, SIGINT or SIGTERM; `status.json` beside it is written as things change."""
     from konvoi.fleet.desk import Desk
 
     terms, roster = Terms.read(folder), Roster.open(folder / "roster.jsonl")
@@ -114,14 +116,16 @@ def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> N
         say(f"the desk of {terms.federation} listens at {address[0]}:{desk.port}")
         if not roster.members and not roster.invited:
             say(f"invite members with: konvoi federation invite NAME --federation {terms.federation}")
-        try:
-            while not until.wait(LOOK_S):
+        with stop_signals() as got:  # an exception at any line might be lost in somebody's clean-up
+            while not got and not until.wait(LOOK_S):
                 roster.refresh()
                 new = folder / "status.json.new"
                 new.write_text(json.dumps({"at": time.time(), **desk.status()}, indent=1))
                 new.replace(folder / "status.json")
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("members train on; the same command opens the desk again") from None
+    if got and got[0] == signal.SIGINT:
+        raise KeyboardInterrupt("members train on; the same command opens the desk again")
+    if got:
+        raise SystemExit(128 + got[0])
 
 
 def invite(folder: Path, member: str, *, hours: float = HOURS, out: Path | None = None, at: Sequence[str] = ()) -> Path:
