@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,15 @@ def die(place, worker):
         if place.worker == worker:
             os.kill(os.getpid(), signal.SIGKILL)
         dist.all_reduce(torch.ones(1))
+
+
+def lose_a_neighbour_while_meeting(place, worker):
+    if place.worker != worker:
+        return
+    with mock.patch.object(dist.distributed_c10d, "_new_process_group_helper") as meet:
+        meet.side_effect = RuntimeError("gloo connectFullMesh failed: Connection closed by peer")
+        with enter(place, Island(dp=place.num_workers)):
+            pass
 
 
 def explode(place, worker):

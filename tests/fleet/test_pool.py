@@ -64,6 +64,12 @@ def test_a_worker_that_is_killed_is_named_and_replaced(pool):
     assert pool.run(pool_rows.add, 0, 2) == [1.0, 1.0]
 
 
+def test_after_a_meeting_that_broke_off_the_next_row_meets(pool):
+    with pytest.raises(WorkerError, match="connectFullMesh failed"):
+        pool.run(pool_rows.lose_a_neighbour_while_meeting, 0, 2)
+    assert pool.run(pool_rows.add, 0, 2, timeout_s=10) == [1.0, 1.0]
+
+
 def test_a_worker_that_is_killed_between_two_rows_is_replaced(pool):
     victim = pool.run(pool_rows.where, None, 2)[1][2]
     os.kill(victim, signal.SIGKILL)

@@ -58,7 +58,7 @@ class Pool:
         results = [answers[number].body for number in range(num_workers) if _is(answers, number, "result")]
         if len(results) == num_workers:
             return results
-        self._replace(number for number in range(num_workers) if number not in answers or _died(answers[number]))
+        self._replace(number for number in range(num_workers) if number not in answers or _is_spent(answers[number]))
         raise _cause(name or str(entry), answers, num_workers, timeout_s)
 
     def _answers(self, num_workers: int, timeout_s: float) -> dict[int, Message]:
@@ -109,6 +109,12 @@ def _is(answers: dict[int, Message], number: int, kind: str) -> bool:
 
 def _died(message: Message) -> bool:
     return message.kind == "exited"
+
+
+def _is_spent(message: Message) -> bool:
+    """Not fit for another row: a process whose meeting broke off goes on counting torch's groups, and the next meeting
+    would wait for it under another name than everybody else's."""
+    return _died(message) or (message.kind == "failure" and message.body.is_consequence)
 
 
 def _cause(name: str, answers: dict[int, Message], num_workers: int, timeout_s: float) -> Exception:
