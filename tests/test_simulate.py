@@ -21,6 +21,7 @@ from konvoi.parcels import Parcels
 from konvoi.plan import compress
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.anchor import Anchor
+from konvoi.plan.exchange.chunks import hashed
 from konvoi.plan.island import Island
 from konvoi.plan.presets import async_sgd, diloco, local_sgd, parameter_server, streaming_diloco
 from konvoi.plan.sync.messages import Decision
@@ -338,8 +339,28 @@ def test_a_piece_of_the_state_that_is_damaged_is_fetched_from_somebody_else(tmp_
     assert not newcomer.is_ready()  # nothing vouches for it yet
     newcomer.decided(replace(at, round=1, previous=at.id, anchor=root))
     assert newcomer.is_ready()
-    newcomer.arrive()
+    newcomer.arrive(lambda decision, mean: None)
     assert torch.equal(empty.vectors()[0], anchor.vectors()[0])
+
+
+def test_a_state_that_is_lent_stays_as_it_is_while_vectors_are_written_over():
+    plan = diloco(every=4, fragments=2, compression=compress.low_bit(2))
+    simulation = Simulation(prepare(case("mlp", steps=60).job), plan, 2)
+    library = simulation.islands[0].convoy._library
+    lent = None
+    for step in simulation.run(40):
+        lent = library.lend(-1) if step == 12 else lent
+    assert lent.decision.round < simulation.islands[0].convoy.state.last.round - 8
+    assert [hashed(library.find(name)) for name in lent.chunks] == [*lent.chunks]
+    spares = [len(one._spare) for one in simulation.islands[0].convoy.anchor.fragments]
+    assert all(1 <= number <= 4 for number in spares)
+
+
+def test_an_update_that_was_decided_without_is_not_encoded():
+    anchor = Anchor({"w": torch.ones(1000)}, Convoy(), 1)
+    anchor.snapshot(1)
+    anchor.apply(1, torch.zeros(1000), was_counted=False)
+    assert anchor.encode(1) == []
 
 
 def test_a_state_that_others_have_not_is_not_taken():
@@ -356,8 +377,10 @@ def test_a_state_that_others_have_not_is_not_taken():
     assert not newcomer.is_ready()
 
 
-def test_a_newcomer_fetches_the_state_and_trains_on_with_the_others():
-    simulation = Simulation(prepare(case("gpt ragged", steps=60).job), diloco(every=2, outer_lr=0.7), 2)
+@pytest.mark.parametrize("plan", [diloco(every=2, outer_lr=0.7), Convoy(every=2, updates="gradients")], ids=repr)
+def test_a_newcomer_fetches_the_state_and_trains_on_with_the_others(plan):
+    """Where gradients are agreed on, the optimizers' state is part of it."""
+    simulation = Simulation(prepare(case("gpt ragged", steps=60).job), plan, 2)
     steps = simulation.run(40)
     for step in steps:
         if step == 5:
@@ -374,6 +397,7 @@ def test_a_newcomer_fetches_the_state_and_trains_on_with_the_others():
     anchors = [one.convoy.anchor.vectors() for one in simulation.islands]
     rounds = {one.convoy.state.last.id for one in simulation.islands}
     assert len(rounds) == 1
+    assert len(anchors[0]) == 2
     for other in anchors[1:]:
         assert all(torch.equal(a, b) for a, b in zip(anchors[0], other, strict=True))
 

@@ -56,7 +56,7 @@ class LiveConvoy:
         self.name, self.plan, self.anchor = name, plan, anchor
         self.state = st.State(name, rules, first)
         self.step, self.tally = 0, Tally()
-        self.step_with: Callable[[list[Tensor]], None] | None = None  # takes the mean gradient, where those are sent
+        self.step_with: Callable[[Decision, list[Tensor]], None] | None = None  # takes a mean gradient
         self.refused = Counter[str]()  # messages that were of no use, by sender
         self.error: BaseException | None = None  # of another thread, for the training loop to raise
         self._lock = threading.RLock()
@@ -64,10 +64,9 @@ class LiveConvoy:
         self.wire = Guarded(wire, self._lock, self.fail)
         self._between_steps: deque[Turn] = deque()
         self.is_out = False
-        self.arrival: tuple[int, int, float] | None = None  # of the state that was fetched last: round, bytes, seconds
+        self.arrival: tuple[Decision, int, float] | None = None  # of the state that was fetched last; bytes, seconds
         self._parcels = Parcels(name, self.wire)
-        self._timers: dict[str, int] = {}
-        self._library = Library()
+        self._library = Library(anchor.recycle)
         self._newcomer: Newcomer | None = None
         self._notebook = Notebook(journal, self._parcels)
         is_back = self._notebook.recall(self.state)
@@ -180,8 +179,8 @@ class LiveConvoy:
     def _arrive(self) -> None:
         if self._newcomer is None or not self._newcomer.is_ready():
             return  # another decision has come in between
-        decision = self._newcomer.arrive()
-        self.arrival = (decision.round, self._newcomer.num_bytes, self._newcomer.seconds)
+        decision = self._newcomer.arrive(lambda one, mean: self._move(one, mean, was_counted=False, drop=True))
+        self.arrival = (decision, self._newcomer.num_bytes, self._newcomer.seconds)
         self._newcomer = None
         self.tally.drop()
         self.is_holding = False
@@ -211,13 +210,7 @@ class LiveConvoy:
         self.wire.send(self.name, action.to, action.message)
 
     def _set_timer(self, action: ev.SetTimer) -> None:
-        key = self._timers[action.name] = self._timers.get(action.name, 0) + 1
-
-        def over() -> None:
-            if self._timers[action.name] == key:
-                self.happen(ev.Timer(action.name, action.round))
-
-        self.wire.after(action.seconds, over)
+        self.wire.timer(action.name, action.seconds, lambda: self.happen(ev.Timer(action.name, action.round)))
 
     def _snapshot(self, action: ev.Snapshot) -> None:
         self._between_steps.append(Turn(lambda: self._take(action.round)))
@@ -270,16 +263,21 @@ class LiveConvoy:
         self.wire.work(lambda: self.anchor.decode(decision.round, results), decoded)
 
     def _go_on(self, action: ev.Apply, is_own: bool, mean: Tensor | None) -> None:
-        round = action.decision.round
-        if mean is not None and self.plan.updates == "gradients":
-            self.anchor.keep_left(round, is_own)
-            if self.step_with is not None:  # a server only adds up
-                self.step_with(self.anchor.views(round, mean))
-            self.anchor.agree_on_present(round)
-        elif mean is not None:
-            self.anchor.apply(round, mean, was_counted=is_own, drop=action.counted is not None)
+        if mean is not None:
+            self._move(action.decision, mean, was_counted=is_own, drop=action.counted is not None)
+            self.anchor.done_with(action.decision.round, mean)
         state = self.state  # which may be in a later round already
         self.is_holding = state.snapped is not None and state.step - state.snapped >= state.rules.max_ahead
+
+    def _move(self, decision: Decision, mean: Tensor, *, was_counted: bool, drop: bool) -> None:
+        round = decision.round
+        if self.plan.updates == "moves":
+            self.anchor.apply(round, mean, was_counted=was_counted, drop=drop)
+            return
+        self.anchor.keep_left(round, was_counted)
+        if self.step_with is not None:  # a server only adds up
+            self.step_with(decision, self.anchor.views(round, mean))
+        self.anchor.agree_on_present(round)
 
     def _hold_or_out(self, action: ev.Hold | ev.Out) -> None:
         self.is_holding, self.is_out = True, self.is_out or isinstance(action, ev.Out)

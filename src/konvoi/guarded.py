@@ -17,6 +17,7 @@ class Guarded:
 
     def __init__(self, wire: Wire, lock: threading.RLock, failed: Callable[[BaseException], None]) -> None:
         self._wire, self._lock, self._failed = wire, lock, failed
+        self._timers: dict[str, int] = {}
 
     def _guarded(self, call: Callable[..., T]) -> Callable[..., T | None]:
         @functools.wraps(call)
@@ -44,6 +45,11 @@ class Guarded:
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
         self._wire.after(seconds, self._guarded(call))
+
+    def timer(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        """A later one of the same name takes its place."""
+        key = self._timers[name] = self._timers.get(name, 0) + 1
+        self.after(seconds, lambda: call() if self._timers[name] == key else None)
 
     def work(self, function: Callable[[], T], then: Callable[[T], None]) -> None:
         def attempt() -> tuple[T | None, BaseException | None]:

@@ -3,6 +3,7 @@ its hash, and the whole against a later decision. Nobody waits for it."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -177,8 +178,8 @@ class Newcomer:
             self._wire.send(self._name, self._sources[0], Ask(max(self._decisions), lacking))
         return bool(self._way()) and not lacking
 
-    def arrive(self) -> Decision:
-        """Take the state, and all that was decided since; returns the last of it.
+    def arrive(self, take: Callable[[Decision, Tensor], None]) -> Decision:
+        """Take the state, and with `take` the means that were decided since; returns the last decision.
 
         Raises: MessageRefused where what was fetched cannot be read.
         """
@@ -188,7 +189,8 @@ class Newcomer:
         for one in way:
             if one.results:
                 mean = self._anchor.decode(one.round, [self._parcels[hash] for hash in one.results])
-                self._anchor.apply(one.round, mean, was_counted=False, drop=True)
+                take(one, mean)
+                self._anchor.done_with(one.round, mean)
         return way[-1]
 
 
@@ -197,24 +199,31 @@ class Library:
 
     KEPT = 2
 
-    def __init__(self) -> None:
+    def __init__(self, recycle: Callable[[Sequence[Tensor]], None] = lambda vectors: None) -> None:
+        """`recycle` takes the vectors of states that nobody has asked for and that are not the newest any more."""
         self.newest: tuple[Decision, Chunks] | None = None
         self._lent: dict[str, tuple[Decision, Chunks]] = {}
+        self._recycle, self._lock = recycle, threading.Lock()
 
     def put(self, decision: Decision, vectors: Sequence[Tensor]) -> str:
         """The hash that stands for the state behind a decision."""
         if self.newest is None or self.newest[0].id != decision.id:
-            self.newest = decision, Chunks(vectors)
+            made = Chunks(vectors)
+            with self._lock:
+                old, self.newest = self.newest, (decision, made)
+                lent = {id(vector) for _, chunks in self._lent.values() for vector in chunks.vectors}
+                self._recycle([vector for vector in old[1].vectors if id(vector) not in lent] if old else [])
         return self.newest[1].root
 
     def lend(self, round: int) -> State | None:
         """The state of this round where it is still lent, as somebody may be in the middle of it; else the newest."""
-        known = next((one for one in self._lent.values() if one[0].round == round), self.newest)
-        if known is None:
-            return None
-        decision, chunks = known
-        self._lent.pop(decision.id, None)
-        self._lent = {**dict(list(self._lent.items())[1 - self.KEPT :]), decision.id: known}
+        with self._lock:
+            known = next((one for one in self._lent.values() if one[0].round == round), self.newest)
+            if known is None:
+                return None
+            decision, chunks = known
+            self._lent.pop(decision.id, None)
+            self._lent = {**dict(list(self._lent.items())[1 - self.KEPT :]), decision.id: known}
         return State(decision, chunks.names)
 
     def find(self, name: str) -> bytes | None:

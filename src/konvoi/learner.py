@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from konvoi.errors import CheckpointMismatch
 from konvoi.job.adapt import Adapted
 from konvoi.job.job import Job
-from konvoi.plan.split.parts import Parts, local
+from konvoi.plan.split.parts import Parts, grad_of, local
 
 
 class Learner:
@@ -24,6 +24,7 @@ class Learner:
         self.parameters = dict(parts.named_parameters())
         trainable = [(name, p) for name, p in self.parameters.items() if p.requires_grad]
         self.optimizers: list[torch.optim.Optimizer] = job.optimizer.build(trainable)
+        self.clip_grad_norm = job.clip_grad_norm  # of the gradient that is found here
         self.average = {name: p.detach().clone() for name, p in trainable} if job.ema else {}
 
     def lr(self, step: int) -> float:
@@ -116,6 +117,47 @@ class Learner:
         if averages:
             notes.append("the checkpoint holds no averaged weights: the average begins at the present ones")
         return notes
+
+
+class Follower(Learner):
+    """Of an island that steps with gradients which all islands have agreed on, and only with those."""
+
+    def __init__(self, job: Job, parts: Parts, num_steps: int) -> None:
+        super().__init__(job, parts, num_steps)
+        self.clip_grad_norm = None  # their mean is clipped
+        self.state = self._fresh_state()  # of the optimizers: the same on all islands
+
+    def _fresh_state(self) -> list[Tensor]:
+        """As it is before the first step, in tensors that are there from now on."""
+        self.allocate()
+        self.parts.begin()
+        states = [of for optimizer in self.optimizers for of in optimizer.state.values()]
+        found = [value for of in states for _, value in sorted(of.items()) if isinstance(value, Tensor)]
+        for value in found:
+            value.zero_()
+        return found
+
+    def step(self) -> None:
+        """Not yet: `step_with` does."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Of what is trained, by name."""
+        return {name: local(grad_of(p)) for name, p in self.parameters.items() if p.requires_grad}
+
+    def sums(self, weight: float) -> dict[str, Tensor]:
+        """What the mean gradient of so many tokens or samples adds up to; of none, zeros."""
+        found = self.gradients().items()
+        return {name: value * weight if weight else torch.zeros_like(value) for name, value in found}
+
+    def step_with(self, step: int, gradients: Mapping[str, Tensor]) -> None:
+        """The step of this number, with these."""
+        self.lr(min(max(1, step), self.num_steps))
+        for name, mine in self.gradients().items():
+            mine.copy_(gradients[name])
+        norm, most = self.parts.grad_norm().item(), self.job.clip_grad_norm
+        if most is not None and norm > most:
+            torch._foreach_mul_(self.parts.gradients(), most / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        super().step()
 
 
 def check_same_model(found: dict[str, list[int]], expected: dict[str, list[int]]) -> None:

@@ -13,7 +13,6 @@ from konvoi.task import Outcome, Task
 
 def work(place: Place, task: Task) -> Outcome:
     """Train, as one worker of an island. Every worker returns the same."""
-    job = task.prepared.job
     with enter(place, task.plan) as island, Session(island, task) as session:
         parts, learner = session.parts, session.learner
         session.evaluate_first()
@@ -21,7 +20,7 @@ def work(place: Place, task: Task) -> Outcome:
             begin = time.perf_counter()
             lr = learner.lr(step)
             gradient = island.forward_backward(parts, micro, should_stop=place.stop_requested())
-            island.clip(parts, gradient, job.clip_grad_norm)
+            island.clip(parts, gradient, learner.clip_grad_norm)
             is_finite = island.is_finite(gradient)
             if is_finite:
                 learner.step()

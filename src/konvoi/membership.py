@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -50,15 +50,17 @@ class Member:
         place: Place,
         emit: Emit,
         meeting: Meeting | None = None,
+        beside: Sequence[Tensor] = (),
     ) -> None:
-        """`parameters`: those that are agreed on, whole. Without a meeting islands meet in a folder, or at a desk."""
+        """`parameters`: those that are agreed on, whole; `beside` as `Anchor` has it. Without a meeting islands meet in
+        a folder, or at a desk."""
         self.given, self.is_over, self.emit = given, place.stop_requested, emit
         self.pace, self.dialed, self.banned = Pace(), set[str](), set[str]()
         self.said: set[tuple[str, str]] = set()  # who was refused, and why
         folder = given.folder / given.name
         public = given.federation.public if given.federation is not None else ""
         port = public.rpartition(":")[2] or "0"
-        anchor = Anchor(parameters, given.plan, given.num_parts)
+        anchor = Anchor(parameters, given.plan, given.num_parts, beside)
         self.wire = Peers(
             Identity.load(folder),
             hello=given.run.encode(),
@@ -131,6 +133,15 @@ class Member:
         self.pace.waited(time.monotonic() - begin)
         return order
 
+    def serve(self) -> None:
+        """As a server, until the islands have taken their last steps or have left, or a stop is asked for."""
+        islands = self.given.first.members
+        while not self.is_over() and not self.meeting.all_done(islands) and self.live.state.last.members:
+            if self.live.look(0):
+                self.live.catch_up()
+            self._tell()
+            time.sleep(LOOK_S / 5)
+
     def last(self) -> Order:
         """As `next`, after the last step: until the agreement that is under way is here."""
         order = self._look()
@@ -154,12 +165,13 @@ class Member:
         """Where it has just come to a state that the others have reached meanwhile: the step that follows it."""
         if self.live.arrival is None:
             return 0
-        (round, size, seconds), self.live.arrival = self.live.arrival, None
-        self.emit(StateFetched(round=round, size_bytes=size, seconds=seconds))
-        return round * self.given.plan.steps_per_round + 1
+        (decision, size, seconds), self.live.arrival = self.live.arrival, None
+        self.emit(StateFetched(round=decision.round, size_bytes=size, seconds=seconds))
+        return self.given.plan.step_of(decision, self.given.global_batch) + 1
 
-    def after_step(self, weight: float) -> None:
-        self.live.stepped(self.given.batch, weight)
+    def after_step(self, weight: float, gradients: Sequence[Tensor] = ()) -> None:
+        """With gradients, their sums: none was taken."""
+        self.live.stepped(self.given.batch, weight, gradients)
         self.pace.stepped(self.given.batch)
         self._tell()
 
@@ -184,7 +196,8 @@ class Member:
     def _leave(self) -> None:
         """The others have to agree to it; until then they may need this island's vote, and what it holds."""
         self.meeting.say_done()
-        self.live.happen(ev.Leaving())
+        if self.live.state.can_be_member:
+            self.live.happen(ev.Leaving())
         until = time.monotonic() + LEAVE_S
         while not self.live.is_out and not self.meeting.all_done(self.live.state.last.members):
             is_empty = not self.live.state.last.members  # all have left, and some are gone already

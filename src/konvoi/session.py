@@ -17,7 +17,7 @@ from konvoi.held_out import held_out, sample
 from konvoi.island import Gradient, LiveIsland
 from konvoi.job.data import stream_loader
 from konvoi.job.data.loader import Batches
-from konvoi.learner import Buffers, Learner, check_same_model
+from konvoi.learner import Buffers, Follower, Learner, check_same_model
 from konvoi.observe.events import CheckpointSaved, Evaluated, Ready, Sampled, StepDone, Warned
 from konvoi.plan.precision import LossScale
 from konvoi.plan.split.materialize import key
@@ -48,7 +48,8 @@ class Session:
         )
         for module in self.parts.modules:
             module.train()  # some arrive in evaluation mode, as those of transformers do
-        self.learner = Learner(self.job, self.parts, task.prepared.num_steps)
+        follows = task.membership is not None and task.membership.plan.updates == "gradients"
+        self.learner = (Follower if follows else Learner)(self.job, self.parts, task.prepared.num_steps)
         self.shapes = island.of_all_stages(self.learner.shapes())
         self.checkpoints = checkpoint.Checkpoints(
             task.folder / "checkpoints",
@@ -75,7 +76,7 @@ class Session:
         if task.membership is not None:
             from konvoi.team import Team  # loads gRPC, which an island alone does without
 
-            self.team = Team(task.membership, island, self.parts, self.emit)
+            self.team = Team(task.membership, island, self.parts, self.emit, learner=self.learner)
         self.profiler: torch.profiler.profile | None = None
         sizes = island.of_all_stages({name: p.numel() for name, p in self.learner.parameters.items()})
         self.emit(Ready(num_parameters=sum(sizes.values()), seconds=time.perf_counter() - begin))
@@ -155,7 +156,7 @@ class Session:
         self.step = step
         self.buffers.after_step(not done.skipped)
         if self.team is not None:
-            self.team.after_step(done.weight)
+            self.team.after_step(0.0 if done.skipped else done.weight)
         self.emit(done)
         if self.is_leader and job.hooks.on_step:
             job.hooks.on_step(done)

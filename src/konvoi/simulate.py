@@ -17,7 +17,7 @@ from konvoi.held_out import held_out
 from konvoi.island import LiveIsland
 from konvoi.job.data.loader import Leased
 from konvoi.job.job import Prepared
-from konvoi.learner import Learner
+from konvoi.learner import Follower, Learner
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.island import Island
@@ -72,9 +72,11 @@ class Simulation:
         job, rules = self.prepared.job, self._rules
         live = LiveIsland(Place(0, 1), self._plan_inside, torch.device("cpu"), None)
         parts = live.split(job.model, job.objective, seed=job.seed, freeze=job.freeze)
-        learner = Learner(job, parts, self.prepared.num_steps)
+        follows = self.plan.updates == "gradients"
+        learner = (Follower if follows else Learner)(job, parts, self.prepared.num_steps)
         trained = {n: p for n, p in learner.parameters.items() if p.requires_grad}
-        anchor = Anchor(trained, self.plan, rules.num_parts)
+        beside = learner.state if isinstance(learner, Follower) else ()
+        anchor = Anchor(trained, self.plan, rules.num_parts, beside)
         convoy = LiveConvoy(name, self.plan, rules, first, anchor, self.hub)
         batches = Leased(self._source, seed=job.seed, collate=job.collate)
         one = Simulated(name, live, parts, learner, convoy, batches)
@@ -119,32 +121,24 @@ class Simulation:
         return have_data and all(ready[one.name] for one in self.convoys if one.state.stands)
 
     def _take_step(self, one: Simulated, step: int) -> None:
-        job, island, parts = self.prepared.job, one.island, one.parts
+        island, parts = one.island, one.parts
         for module in parts.modules:
             module.train()
         micro = one.batches.read(one.convoy.positions(self.batch))
         one.learner.lr(step)
         gradient = island.forward_backward(parts, [island.to_device(item) for item in micro])
         one.losses.append(gradient.loss)
-        if self.plan.updates == "gradients":
-            torch._foreach_mul_(parts.gradients(), gradient.factor * gradient.weight)
-            one.convoy.stepped(self.batch, gradient.weight, parts.gradients())
-            one.convoy.catch_up()
-            return
-        island.clip(parts, gradient, job.clip_grad_norm)
+        island.clip(parts, gradient, one.learner.clip_grad_norm)
         if island.is_finite(gradient):
             one.learner.step()
-        one.convoy.stepped(self.batch, gradient.weight)
+        sums = [*one.learner.sums(gradient.weight).values()] if isinstance(one.learner, Follower) else []
+        one.convoy.stepped(self.batch, gradient.weight, sums)
         one.convoy.catch_up()
 
-    def _step_with(self, one: Simulated, mean: list[Tensor]) -> None:
-        job = self.prepared.job
-        for target, value in zip(one.parts.gradients(), mean, strict=True):
-            target.copy_(value)
-        norm = one.parts.grad_norm().item()
-        if job.clip_grad_norm is not None and norm > job.clip_grad_norm:
-            torch._foreach_mul_(one.parts.gradients(), job.clip_grad_norm / (norm + 1e-6))
-        one.learner.step()
+    def _step_with(self, one: Simulated, decision: Decision, mean: list[Tensor]) -> None:
+        assert isinstance(one.learner, Follower)
+        step = self.plan.step_of(decision, self.prepared.job.global_batch)
+        one.learner.step_with(step, dict(zip(one.learner.gradients(), mean, strict=True)))
 
     def evaluate(self, task: Task) -> Mapping[str, float]:
         """Of the first island."""

@@ -30,6 +30,7 @@ class Membership:
     plan: Convoy
     first: Decision
     batch: int  # samples of one of its steps
+    global_batch: int  # of one step of all that the convoy began with
     num_parts: int  # into which updates are cut
     run: str  # what all islands of the run must say alike
     folder: Path  # of the run's convoy: identities, addresses, and what islands write down

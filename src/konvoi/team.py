@@ -7,15 +7,18 @@ from types import TracebackType
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 from konvoi.island import LiveIsland
 from konvoi.job.data.loader import Leased
 from konvoi.job.job import Prepared
+from konvoi.learner import Follower, Learner
 from konvoi.meeting import Meeting
 from konvoi.membership import Member, Order
 from konvoi.mirror import Mirror
 from konvoi.observe.events import Emit
 from konvoi.plan.split.parts import Parts
+from konvoi.plan.sync.messages import Decision
 from konvoi.task import Membership
 from konvoi.values import MicroBatch
 
@@ -26,12 +29,23 @@ class Team:
     """Use with `with`. Every worker calls the same methods; between two steps the first one says what all do next."""
 
     def __init__(
-        self, given: Membership, island: LiveIsland, parts: Parts, emit: Emit, meeting: Meeting | None = None
+        self,
+        given: Membership,
+        island: LiveIsland,
+        parts: Parts,
+        emit: Emit,
+        meeting: Meeting | None = None,
+        learner: Learner | None = None,
     ) -> None:
+        """`learner`: where gradients are agreed on, which islands of one worker can do."""
         self.given, self.island = given, island
+        self._follower = learner if isinstance(learner, Follower) else None
         self.mirror = Mirror(island, parts)
         is_first = island.place.worker == 0
-        self.member = Member(given, self.mirror.tensors, island.place, emit, meeting) if is_first else None
+        beside = self._follower.state if self._follower else ()
+        self.member = Member(given, self.mirror.tensors, island.place, emit, meeting, beside) if is_first else None
+        if self.member is not None and self._follower is not None:
+            self.member.live.step_with = self._step_with
         self._least = 0
 
     def batches(self, prepared: Prepared) -> Iterator[list[MicroBatch]]:
@@ -65,7 +79,13 @@ class Team:
 
     def after_step(self, weight: float) -> None:
         if self.member is not None:
-            self.member.after_step(weight)
+            sums = self._follower.sums(weight) if self._follower else {}
+            self.member.after_step(weight, [sums[name] for name in self.mirror.tensors if sums])
+
+    def _step_with(self, decision: Decision, mean: list[Tensor]) -> None:
+        assert self._follower is not None
+        step = self.given.plan.step_of(decision, self.given.global_batch)
+        self._follower.step_with(step, dict(zip(self.mirror.tensors, mean, strict=True)))
 
     def finish(self) -> None:
         """Wait for the agreement that is under way."""

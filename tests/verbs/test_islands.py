@@ -1,15 +1,16 @@
 """Islands of one computer, over real sockets: they agree, and one that dies comes back alone."""
 
-import os
-import signal
+import contextlib
+import threading
 import time
 
+import psutil
 import pytest
 import torch
 
 import konvoi as kv
 from konvoi.errors import PlanError
-from konvoi.observe.events import Restarted, RunEnded, StepDone, WorkerDied
+from konvoi.observe.events import Agreed, Restarted, RunEnded, StateFetched, StepDone, WorkerDied
 from konvoi.observe.sinks.jsonl import read_events
 from konvoi.plan import compress
 from konvoi.plan.convoy import Convoy, Plan
@@ -58,48 +59,68 @@ def test_islands_of_several_workers_learn_what_islands_of_one_do(tmp_path, islan
         torch.testing.assert_close(together[0][name], expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
-class Slowly:
-    """So that there is time for a kill; tells where its process is."""
+def alone(tmp_path, **fields):
+    kv.train(small.job(**fields), kv.Island(), folder=tmp_path, name="alone", sinks=[], checkpoint_every=0)
+    return weights(tmp_path / "alone")
 
-    def __init__(self, folder):
-        self.folder = folder
 
-    def __call__(self, done):
-        (self.folder / f"{os.getpid()}.pid").touch()
-        time.sleep(0.1)
+@pytest.mark.parametrize(
+    "convoy",
+    [
+        parameter_server(),
+        pytest.param(parameter_server(servers=("left", "right")), marks=pytest.mark.slow),
+        pytest.param(Convoy(every=1, updates="gradients"), marks=pytest.mark.slow),
+        pytest.param(Convoy(every=1, servers=("server",)), marks=pytest.mark.slow),
+    ],
+    ids=lambda convoy: f"{convoy.updates} {convoy.servers}",
+)
+def test_islands_that_agree_at_every_step_learn_what_one_does_with_the_whole_batch(tmp_path, convoy):
+    inside = kv.optimizers.adamw(lr=0.01) if convoy.updates == "gradients" else kv.optimizers.sgd(lr=0.1)
+    clip = 1.0 if convoy.updates == "gradients" else None  # behind the sum
+    fields = {"optimizer": inside, "schedule": kv.schedules.cosine(warmup=0.2), "clip_grad_norm": clip}
+    expected = alone(tmp_path, **fields)
+    first, second = (weights(folder) for folder in train(tmp_path, kv.Island() | convoy, **fields))
+    for name, value in expected.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def slowly(done):
+    """So that there is time for a kill."""
+    time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def kill(number, events, *, at_step):
+    """With -9 the worker of one island or server, by its number, when the first island is at this step."""
+    killed = []
+
+    def wait():
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not killed:
+            if events.exists() and f'"step":{at_step}' in events.read_text().replace(" ", ""):
+                children = psutil.Process().children()
+                agents = [one for one in children if "konvoi.fleet.agent" in one.cmdline()]
+                agent = sorted(agents, key=lambda one: (one.create_time(), one.pid))[number]
+                (worker,) = agent.children()
+                killed.append(worker.pid)
+                worker.kill()
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    yield
+    thread.join()
+    assert killed
 
 
 @pytest.mark.slow
-def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(tmp_path):
-    import threading
-
-    (tmp_path / "pids").mkdir()
-    killed = []
-
-    def kill():
-        until = time.monotonic() + 60
-        while time.monotonic() < until and not killed:
-            found = sorted(int(path.stem) for path in (tmp_path / "pids").iterdir())
-            events = tmp_path / "run" / "islands" / "island-1" / "events.jsonl"
-            if len(found) == 2 and events.exists() and '"step":12' in events.read_text().replace(" ", ""):
-                (pid,) = [pid for pid in found if _is_island_1(pid)]
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-            time.sleep(0.05)
-
-    def _is_island_1(pid):
-        # The second agent's worker: agents are started in the order of the islands.
-        import psutil
-
-        parents = sorted(psutil.Process(int(p.stem)).ppid() for p in (tmp_path / "pids").iterdir())
-        return psutil.Process(pid).ppid() == parents[1]
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    plan = kv.Island() | Convoy(every=5, deadline_s=3.0)
-    folders = train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=Slowly(tmp_path / "pids")))
-    thread.join()
-    assert killed
+@pytest.mark.parametrize(
+    "convoy", [Convoy(every=5, deadline_s=3.0), Convoy(every=5, deadline_s=3.0, updates="gradients")], ids=repr
+)
+def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(tmp_path, convoy):
+    with kill(1, tmp_path / "run" / "islands" / "island-1" / "events.jsonl", at_step=12):
+        folders = train(tmp_path, kv.Island() | convoy, steps=60, hooks=kv.Hooks(on_step=slowly))
     quiet, hit = ([*read_events(folder)] for folder in folders)
     assert not [event for event in quiet if isinstance(event, (WorkerDied, Restarted))]
     assert [event for event in hit if isinstance(event, Restarted)]
@@ -108,12 +129,36 @@ def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(t
     ] * 2
     steps = [event.step for event in quiet if isinstance(event, StepDone)]
     assert steps == list(range(1, 61))
+    # Whoever is back has all of it, the optimizer's state too: else its next update is found to come from elsewhere.
+    fetched = [sum(isinstance(event, StateFetched) for event in events) for events in (quiet, hit)]
+    assert fetched == [0, 1]
+    back = next(n for n, event in enumerate(hit) if isinstance(event, StateFetched))
+    together = [event for event in hit[back:] if isinstance(event, Agreed) and len(event.counted) == 2]
+    assert len(together) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("convoy", [parameter_server(), Convoy(every=2, servers=("server",))], ids=repr)
+def test_a_server_that_is_killed_comes_back_and_its_islands_go_on(tmp_path, convoy):
+    with kill(2, tmp_path / "run" / "events.jsonl", at_step=12):
+        folders = train(tmp_path, kv.Island() | convoy, steps=40, hooks=kv.Hooks(on_step=slowly))
+    (server,) = [[*read_events(tmp_path / "run" / "islands" / "server")]]
+    assert [event for event in server if isinstance(event, Restarted)]
+    for folder in folders:
+        found = [*read_events(folder)]
+        assert not [event for event in found if isinstance(event, (WorkerDied, Restarted))]
+        assert [event.step for event in found if isinstance(event, StepDone)] == list(range(1, 41))
+    rounds = [event for event in read_events(folders[0]) if isinstance(event, Agreed)]
+    assert [event.round for event in rounds] == list(range(1, 1 + 40 // convoy.every))
+    assert all(len(event.counted) == 2 for event in rounds)
+    first, second = (weights(folder) for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(
     ("plan", "number"),
     [
-        (kv.Island() | parameter_server(), 2),
+        (kv.Island(dp=2) | parameter_server(), 2),
         (kv.Island() | kv.async_sgd(), 2),
         (kv.Island() | kv.stale_synchronous(), 2),
         (kv.Island() | kv.gossip(), 2),

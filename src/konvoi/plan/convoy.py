@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,12 @@ from konvoi.errors import PlanError, did_you_mean
 from konvoi.plan.compress import none
 from konvoi.plan.compress.codec import Codec
 from konvoi.plan.island import Island
+from konvoi.plan.sync.messages import Decision
 from konvoi.plan.sync.state import Rules
 
 UPDATES = ("moves", "gradients")
 PARTNERS = ("all", "pairs")
+SERVER = re.compile(r"(?!island-)[A-Za-z0-9][A-Za-z0-9_-]{0,31}")  # a folder's name, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,9 @@ class Convoy:
         allowed = {"every", "ahead", "compression", "partners"}
         if self.partners == "pairs" and (others := sorted(self.describe().keys() - allowed)):
             raise PlanError("pairs take the mean of their weights, and nothing else", found=", ".join(others))
+        if len({*self.servers}) < len(self.servers) or not all(map(SERVER.fullmatch, self.servers)):
+            found = "+".join(self.servers)
+            raise PlanError("servers have names of their own", found=found, expected="letters, digits, - and _")
         if self.max_staleness >= Rules.kept:
             raise PlanError("max_staleness is too large", found=self.max_staleness, expected=f"below {Rules.kept}")
         if self.at_once and self.fragments > 1:
@@ -124,6 +130,12 @@ class Convoy:
     def steps_per_round(self) -> int:
         return self.every // self.fragments
 
+    def step_of(self, decision: Decision, global_batch: int) -> int:
+        """How far the convoy's schedule has come: where nobody waits for all, as far as its data."""
+        if self.at_once or not self.deadline_s:
+            return decision.samples // global_batch
+        return max(0, decision.round) * self.steps_per_round
+
     def rules(self, num_parts: int, lease: int) -> Rules:
         """What the machine goes by. `lease`: samples that an island reads in a round."""
         return Rules(
@@ -144,13 +156,17 @@ class Convoy:
     def what_processes_cannot(self) -> str:
         """What of this plan islands of one process can do, and those of several not yet."""
         asked = {
-            "updates=gradients": self.updates == "gradients",
-            f"servers={self.servers}": bool(self.servers),
             f"witness={self.witness}": bool(self.witness),
             f"partners={self.partners}": self.partners != "all",
             f"at_once={self.at_once}": bool(self.at_once),
             f"deadline_s={self.deadline_s}": not self.deadline_s,
         }
+        return ", ".join(name for name, whether in asked.items() if whether)
+
+    @property
+    def what_only_train_can(self) -> str:
+        """What of this plan neither federations nor programs with their own loop can do yet."""
+        asked = {"updates=gradients": self.updates == "gradients", f"servers={self.servers}": bool(self.servers)}
         return ", ".join(name for name, whether in asked.items() if whether)
 
     def derived(self, batch: int, num_steps: int) -> tuple[str, ...]:

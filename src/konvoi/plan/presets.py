@@ -16,7 +16,8 @@ from konvoi.plan.island import parse as parse_island
 
 def parameter_server(*, every: int = 1, servers: tuple[str, ...] = ("server",), **other: Any) -> Convoy:
     """Gradients to servers, which add them up; the job's optimizer steps on the sum (Li et al., Scaling Distributed
-    Machine Learning with the Parameter Server, OSDI 2014). Synchronous; equal to data parallelism.
+    Machine Learning with the Parameter Server, OSDI 2014). Synchronous; equal to data parallelism. Each server is a
+    process of its own, which adds up its range of the parameters; islands have one worker each, so far.
 
     >>> parameter_server().updates
     'gradients'

@@ -1,4 +1,4 @@
-"""train, where a plan has a convoy: each island of this computer is a run of its own, beside the others."""
+"""train, where a plan has a convoy: each island of this computer, and each server, is a run beside the others."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from konvoi.fleet.local import run as run_local
 from konvoi.job.job import Job, Prepared, prepare
 from konvoi.observe.events import Event, StepDone
 from konvoi.plan.convoy import Convoy, Plan
+from konvoi.plan.island import Island
 from konvoi.plan.sync.messages import Decision
 from konvoi.state import record
 from konvoi.task import Membership, Outcome, Task
@@ -29,26 +30,30 @@ LOOK_S = 0.2
 
 @dataclasses.dataclass
 class OneIsland:
-    """What the parent knows of an island: its run, and how that went."""
+    """What the parent knows of an island, or of a server: its run, and how that went."""
 
     name: str
     task: Task
     agent: AgentHandle
     recording: Recording
+    entry: str = "konvoi.loop:work"
     outcome: Outcome | None = None
 
 
 def memberships(prepared: Prepared, plan: Convoy, names: Sequence[str], folder: Path, batch: int) -> list[Membership]:
-    """For the islands that a convoy begins with; each gets its identity, in a folder of its own."""
+    """For the islands that a convoy begins with, and behind them its servers; each gets its identity, in a folder of
+    its own."""
     from konvoi.security.identity import Authority
 
     told = repr((prepared.describe(), plan.hash, names))
     run = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     authority = Authority.make(run)
-    for name in names:
+    everybody, adding_up = (*names, *plan.servers), plan.servers or tuple(names)
+    for name in everybody:
         authority.issue(name).save(folder / name)
-    first = Decision.first(tuple(names), tuple(names), batch * plan.steps_per_round)
-    return [Membership(name, plan, first, batch, len(names), run, folder) for name in names]
+    first = Decision.first(tuple(names), adding_up, batch * plan.steps_per_round)
+    total = batch * len(names)
+    return [Membership(name, plan, first, batch, total, len(adding_up), run, folder) for name in everybody]
 
 
 def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
@@ -59,10 +64,13 @@ def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
         raise PlanError("a convoy has several islands", found="islands=1", hint="kv.fleet.local(4, islands=2)")
     if convoy.what_processes_cannot:
         raise PlanError(
-            "between processes islands agree all with all, in rounds, and on moves, so far",
+            "between processes islands agree all with all, and in rounds, so far",
             found=convoy.what_processes_cannot,
             hint="kv.local_sgd, kv.diloco or kv.streaming_diloco; the rest runs in konvoi.simulate",
         )
+    if convoy.updates == "gradients" and plan.island.num_workers > 1:
+        found = f"updates=gradients, islands of {plan.island.num_workers} workers"
+        raise PlanError("islands that agree on gradients have one worker each, so far", found=found)
     if job.patience is not None:
         raise PlanError(
             "islands cannot stop early, each by itself", found=f"patience={job.patience}", hint="leave it out"
@@ -89,7 +97,8 @@ def train_islands(
     if keeping.resume:
         raise PlanError("a convoy's run cannot be resumed yet", hint="start a new one")
     names = [f"island-{number}" for number in range(fleet.islands)]
-    sites = fleet.sites or (None,) * fleet.islands
+    everybody = [*names, *plan.convoy.servers]
+    sites = [(fleet.sites or (None,))[number % max(1, len(fleet.sites))] for number in range(len(everybody))]
     with contextlib.ExitStack() as stack:
         agents = [agent] if agent is not None and not fleet.sites else []
         agents += [
@@ -109,22 +118,25 @@ def train_islands(
                 hint=f"kv.fleet.local({each * fleet.islands}, islands={fleet.islands})",
             )
         here = record.create(keeping.root, keeping.name)
-        folders = [here.folder, *(here.folder / "islands" / name for name in names[1:])]
+        folders = [here.folder, *(here.folder / "islands" / name for name in everybody[1:])]
         stack.enter_context(here.alone())
         stop = stack.enter_context(stop_signals())
         given = memberships(prepared, plan.convoy, names, (here.folder / "convoy").resolve(), batch)
         islands = []
-        for name, site, agent, folder, membership in zip(names, sites, agents, folders, given, strict=True):
+        for name, site, agent, folder, membership in zip(everybody, sites, agents, folders, given, strict=True):
             if site:
                 membership = dataclasses.replace(membership, address=site.address)
-            task = checked(prepared, plan.island, each, record.Record(folder), keeping, kind, batch=batch)
+            is_server = name in plan.convoy.servers
+            inside, size = (Island(precision=plan.island.precision), 1) if is_server else (plan.island, each)
+            task = checked(prepared, inside, size, record.Record(folder), keeping, kind, batch=batch)
             lines = (*task.derived, *plan.convoy.derived(membership.batch, prepared.num_steps))
             task = dataclasses.replace(task, membership=membership, derived=lines)
             sinks = keeping.sinks if name == names[0] else ()
             recording = stack.enter_context(Recording(record.Record(folder), task, sinks))
             where = f"at {site.address}" if site else f"on {kind}"
-            recording.begin(f"local: {name} of {len(names)}, {where}", machine)
-            islands.append(OneIsland(name, task, agent, recording))
+            recording.begin(f"local: {name} of {len(everybody)}, {where}", machine)
+            entry = "konvoi.server:work" if is_server else OneIsland.entry
+            islands.append(OneIsland(name, task, agent, recording, entry))
         run_all(islands, fleet, lambda: how_soon(stop))
     if stop and any(one.outcome is not None and one.outcome.reason == "stopped" for one in islands):
         saved = "each island has saved its weights; a convoy's run cannot be gone on with yet"
@@ -135,8 +147,7 @@ def train_islands(
 def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[], int]) -> None:
     """Each in a thread, which waits for its workers. Raises: the first failure."""
     has_failed, failures = threading.Event(), list[BaseException]()
-    each = islands[0].task.plan.num_workers
-    alone = dataclasses.replace(fleet, num_workers=each, islands=1)
+    alone = dataclasses.replace(fleet, num_workers=None, islands=1)
     cores = int(islands[0].agent.hello()["machine"]["num_cores"])
 
     def emit(one: OneIsland, event: Event) -> None:
@@ -149,8 +160,8 @@ def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[]
             one.outcome = run_local(
                 alone,
                 one.agent,
-                record.pickled(("konvoi.loop:work", one.task)),
-                num_workers=each,
+                record.pickled((one.entry, one.task)),
+                num_workers=one.task.plan.num_workers,
                 emit=functools.partial(emit, one),
                 should_stop=lambda: max(should_stop(), int(has_failed.is_set())),
                 newest_step=lambda: record.Record(one.task.folder).newest_step() or 0,

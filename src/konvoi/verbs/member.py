@@ -125,6 +125,8 @@ def train_member(
     say: Callable[[str], None] = lambda text: None,
 ) -> record.Record:
     """Train this machine's island until the convoy's last step. Raises: what training raises."""
+    if alone := plan.convoy.what_only_train_can:
+        raise PlanError("a federation agrees on moves, and has no servers, so far", found=alone)
     mine = record.Record(folder / invitation.name)
     with mine.alone(), AgentHandle(preload) as agent, stop_signals() as stop:  # two of one name would vote twice
         prepared = prepare(job)  # while the agent loads torch
@@ -142,6 +144,7 @@ def train_member(
             plan.convoy,
             Decision.first(begun, begun, lease) if is_first else Decision.unknown(contacts),
             batch,
+            batch * len(begun),
             len(begun),
             f"{invitation.federation} {invitation.terms}",
             folder.resolve(),

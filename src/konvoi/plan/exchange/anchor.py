@@ -13,6 +13,8 @@ from konvoi.errors import MessageRefused, NonFiniteError, PlanError
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.layout import Layout
 
+MOST_SPARE = 4  # vectors of a fragment
+
 
 @dataclass
 class Fragment:
@@ -27,6 +29,18 @@ class Fragment:
     tentative: Tensor | None = None  # `left`, should the update be counted
     left_of_sums: dict[int, Tensor] = field(default_factory=dict)  # by part, of what this island added up
     tentative_sums: dict[tuple[bytes, int], Tensor] = field(default_factory=dict)  # by a sum's bytes and part
+    _spare: list[Tensor] = field(default_factory=list)  # a new large vector costs more, in page faults, than its use
+
+    def room(self) -> Tensor:
+        """A vector to be written over."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return torch.empty_like(self.agreed)
+
+    def give_back(self, vector: Tensor | None) -> None:
+        if vector is not None and len(self._spare) < MOST_SPARE:
+            self._spare.append(vector)
 
     def views(self, vector: Tensor) -> list[Tensor]:
         sizes = [parameter.numel() for parameter in self.parameters]
@@ -35,7 +49,7 @@ class Fragment:
 
     def present(self) -> Tensor:
         """The parameters as they are, copied."""
-        vector = torch.empty_like(self.agreed)
+        vector = self.room()
         torch._foreach_copy_(self.views(vector), self.parameters)
         return vector
 
@@ -43,8 +57,13 @@ class Fragment:
 class Anchor:
     """Shared with the training step: `parameters` are read and written between two steps only."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], plan: Convoy, num_parts: int) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], plan: Convoy, num_parts: int, beside: Sequence[Tensor] = ()
+    ) -> None:
+        """`beside`: what else is alike on all islands where gradients are agreed on: their optimizers' state."""
         self.plan, self.num_writes = plan, 0  # how often the parameters were written
+        self._beside = list(beside)
+        self._agreed_beside = self._present_beside()
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         self.layout = Layout.of(shapes, fragments=plan.fragments, num_parts=num_parts)
         self.is_lossy = plan.compression.num_bytes(4096) < 4 * 4096 and plan.feedback > 0
@@ -81,7 +100,8 @@ class Anchor:
 
     def vectors(self) -> list[Tensor]:
         """All that was agreed: of each fragment the weights, and the outer step's momentum. Never written into."""
-        return [vector for one in self.fragments for vector in (one.agreed, one.momentum) if vector is not None]
+        own = [vector for one in self.fragments for vector in (one.agreed, one.momentum) if vector is not None]
+        return [*own, *self._agreed_beside]
 
     @torch.no_grad()
     def load(self, vectors: Sequence[Tensor]) -> None:
@@ -98,11 +118,22 @@ class Anchor:
             one.left_of_sums.clear()
             one.tentative_sums.clear()
             torch._foreach_copy_(one.parameters, one.views(one.agreed))
+        for vector in rest:
+            sizes = [tensor.numel() for tensor in self._beside]
+            for tensor, piece in zip(self._beside, vector.split(sizes), strict=True):
+                tensor.copy_(piece.view_as(tensor))
+        self._agreed_beside = rest
+
+    def _present_beside(self) -> list[Tensor]:
+        """A copy, as one vector."""
+        dtype = torch.promote_types(self._beside[0].dtype, torch.float32) if self._beside else None
+        return [torch.cat([tensor.reshape(-1).to(dtype) for tensor in self._beside])] if self._beside else []
 
     def agree_on_present(self, round: int) -> None:
         """What the parameters are now is what was agreed: where the job's optimizer has taken the step."""
         one = self.of_round(round)
         one.agreed, one.taken = one.present(), None
+        self._agreed_beside = self._present_beside()
 
     def views(self, round: int, vector: Tensor) -> list[Tensor]:
         """A vector of the round's fragment, as tensors of the parameters' shapes."""
@@ -119,27 +150,32 @@ class Anchor:
     @torch.no_grad()
     def encode(self, round: int) -> list[bytes]:
         """The snapshot's update, part by part: agreed weights minus present ones, or the gradient; so both are to be
-        stepped against.
+        stepped against. None where the others have decided before it came to this.
 
         Raises: NonFiniteError.
         """
         one, codec = self.of_round(round), self.plan.compression
-        assert one.taken is not None
-        if one.left is not None:
-            one.tentative = torch.empty_like(one.left)
-        encoded = []
+        taken = one.taken
+        if taken is None:
+            return []
+        tentative = one.room() if one.left is not None else None
+        encoded: list[bytes] = []
         for start, stop in one.parts:  # part by part, which the processor's cache likes better than pass by pass
-            update = one.taken[start:stop]
+            update = taken[start:stop]
             if self.plan.updates == "moves":
                 update = one.agreed[start:stop] - update
             if one.left is not None:
-                update = update + one.left[start:stop]
+                update = update.add(one.left[start:stop])
             if not math.isfinite(update.sum().item()) and not update.isfinite().all():
                 raise NonFiniteError("the update of this island is not finite", found=f"round {round}")
             encoded.append(codec.encode(update))
-            if one.tentative is not None:
-                left = torch.sub(update, codec.decode(encoded[-1], update), out=one.tentative[start:stop])
-                left.mul_(self.plan.feedback)
+            if tentative is not None:
+                left = torch.sub(update, codec.decode(encoded[-1], update), out=tentative[start:stop])
+                if self.plan.feedback != 1:
+                    left.mul_(self.plan.feedback)
+        if one.taken is taken:  # the others have not decided meanwhile
+            one.give_back(one.tentative)
+            one.tentative = tentative
         return encoded
 
     # -- as the owner of a part -------------------------------------------------------------------------------------
@@ -171,23 +207,38 @@ class Anchor:
 
     @torch.no_grad()
     def decode(self, round: int, results: Sequence[bytes]) -> Tensor:
-        """The mean update. Raises: MessageRefused."""
+        """The mean update, a vector to be given back by `done_with`. Raises: MessageRefused."""
         one, codec = self.of_round(round), self.plan.compression
-        told = [codec.decode(data, one.agreed[a:b]) for data, (a, b) in zip(results, one.parts, strict=True)]
+        mean = one.room()
+        for data, (start, stop) in zip(results, one.parts, strict=True):
+            mean[start:stop] = codec.decode(data, one.agreed[start:stop])
         for part, data in enumerate(results):
             if (data, part) in one.tentative_sums:
                 one.left_of_sums[part] = one.tentative_sums[data, part]
             else:
                 one.left_of_sums.pop(part, None)  # another added it up; what was left here is gone
         one.tentative_sums.clear()
-        return torch.cat(told)
+        return mean
+
+    def done_with(self, round: int, mean: Tensor) -> None:
+        """It may be written over."""
+        self.of_round(round).give_back(mean)
+
+    def recycle(self, vectors: Sequence[Tensor]) -> None:
+        """What was agreed once may be written over, where it is not agreed any more: nobody is given it."""
+        now = {id(vector) for vector in self.vectors()}
+        for vector in vectors:
+            one = next((one for one in self.fragments if one.agreed.numel() == vector.numel()), None)
+            if one is not None and id(vector) not in now:
+                one.give_back(vector)
 
     def keep_left(self, round: int, was_counted: bool) -> None:
         """What this island's encoding has left out counts when its update does."""
         one = self.of_round(round)
         if was_counted and one.left is not None:
             assert one.tentative is not None
-            one.left = one.tentative
+            one.left, one.tentative = one.tentative, one.left
+        one.give_back(one.tentative)
         one.tentative = None
 
     @torch.no_grad()
@@ -199,18 +250,20 @@ class Anchor:
         """
         one, plan = self.of_round(round), self.plan
         self.keep_left(round, was_counted)
-        step = mean
+        step, before, new = mean, one.agreed, one.room()
         if one.momentum is not None:
-            one.momentum = one.momentum * plan.outer_momentum + mean
-            step = mean.add(one.momentum, alpha=plan.outer_momentum)
-        before, present = one.agreed, one.present()
-        one.agreed = before - plan.outer_lr * step
-        if was_counted:
-            assert one.taken is not None
-            base = one.taken
+            one.momentum = torch.mul(one.momentum, plan.outer_momentum, out=one.room()).add_(mean)
+            step = torch.add(mean, one.momentum, alpha=plan.outer_momentum, out=new)
+        if plan.outer_lr != 1:
+            step = torch.mul(step, plan.outer_lr, out=new)
+        one.agreed = torch.sub(before, step, out=new)
+        if drop and not was_counted:
+            torch._foreach_copy_(one.parameters, one.views(one.agreed))
         else:
-            base = present if drop else before
-        new = one.agreed if torch.equal(base, present) else one.agreed + (present - base)
-        torch._foreach_copy_(one.parameters, one.views(new))
+            base = one.taken if was_counted else before
+            assert base is not None
+            torch._foreach_sub_(one.parameters, one.views(base))
+            torch._foreach_add_(one.parameters, one.views(one.agreed))
         self.num_writes += 1
+        one.give_back(one.taken)
         one.taken = None

@@ -26,7 +26,7 @@ class Chunks:
                 name = hashed(raw[start : start + CHUNK])
                 self._places[name] = (number, start)
                 names.append(name)
-        self._vectors = list(vectors)
+        self.vectors = list(vectors)
         self.names = tuple(names)
         self.root = root(self.names)
 
@@ -34,7 +34,7 @@ class Chunks:
         if name not in self._places:
             return None
         number, start = self._places[name]
-        return bytes(_raw(self._vectors[number])[start : start + CHUNK])
+        return bytes(_raw(self.vectors[number])[start : start + CHUNK])
 
 
 def root(names: Sequence[str]) -> str:

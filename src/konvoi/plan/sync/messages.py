@@ -52,6 +52,12 @@ class Decision:
     def id(self) -> str:
         return _hash(self)
 
+    @property
+    def samples(self) -> int:
+        """That were counted since the convoy began: what was leased, and is neither held nor given back."""
+        open_ = [*self.returned, *(one for _, held in self.leases for one in held)]
+        return self.cursor - sum(stop - start for start, stop in open_)
+
     def lease_of(self, member: str) -> tuple[Range, ...]:
         return next((ranges for name, ranges in self.leases if name == member), ())
 

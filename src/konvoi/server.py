@@ -1,0 +1,24 @@
+"""A server of a convoy, which adds up and decides for its islands, and has no data."""
+
+from __future__ import annotations
+
+from konvoi.fleet.worker import Place
+from konvoi.island import enter
+from konvoi.learner import Follower
+from konvoi.membership import Member
+from konvoi.mirror import Mirror
+from konvoi.task import Outcome, Task
+
+
+def work(place: Place, task: Task) -> Outcome:
+    """Serve until the islands have taken their last steps, as the only worker."""
+    job, given = task.prepared.job, task.membership
+    assert given is not None
+    with enter(place, task.plan) as island:
+        parts = island.split(job.model, job.objective, seed=job.seed, freeze=job.freeze)
+        # As the islands', so that what it fetches from them, should it have fallen behind, can be read.
+        follows = given.plan.updates == "gradients"
+        beside = Follower(job, parts, task.prepared.num_steps).state if follows else ()
+        with Member(given, Mirror(island, parts).tensors, place, place.send, beside=beside) as member:
+            member.serve()
+    return Outcome("stopped" if place.stop_requested() else "finished", 0)
