@@ -26,7 +26,7 @@ from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.presets import parse
 
 KEYS = ("goodput", "loss_gap", "recovery_s")
-PLAN = "convoy,every=8,compression=low_bit:1,ahead=8,deadline_s=1"
+PLAN = "convoy,every=8,pace=time,compression=low_bit:1,ahead=8,deadline_s=1"
 SHAPE = Shape(depth=3, width=128)
 STEPS, FREE = 600, 60
 KILLED, CUT, SLOW = "island-1", "island-2", "island-3"

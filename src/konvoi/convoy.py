@@ -162,7 +162,8 @@ class LiveConvoy:
         last = self.state.last
         if self._newcomer is None:
             ready, refuse = self._see_whether_ready, lambda sender: self.refused.update([sender])
-            self._newcomer = Newcomer(self.name, self.anchor, self._parcels, self.wire, refuse, last, ready)
+            kept = self.state.rules.kept
+            self._newcomer = Newcomer(self.name, self.anchor, self._parcels, self.wire, refuse, last, ready, kept)
         if action.at_beat:
             self._newcomer.beat()
         self._newcomer.ask(action.peers, last.round)

@@ -16,11 +16,11 @@ from konvoi.parcels import Parcels
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.exchange.chunks import Chunks, assemble, hashed, root
 from konvoi.plan.sync.messages import Ask, Decision, State, StateAsk
+from konvoi.plan.sync.state import Rules
 from konvoi.values import Wire
 
 NUM_SOURCES = 4
 NUM_ASKED = 4  # pieces at a time, from each
-KEPT = 8  # decisions
 MOST_IDLE = 5  # beats without a piece
 MOST_BEATS = 150  # beats without any answer
 
@@ -37,8 +37,11 @@ class Newcomer:
         refuse: Callable[[str], None],
         last: Decision,
         changed: Callable[[], None] = lambda: None,
+        kept: int = Rules.kept,
     ) -> None:
-        """`changed` is called when a state, its last piece or a decision has come."""
+        """`changed` is called when a state, its last piece or a decision has come. `kept`: decisions that are looked
+        back at."""
+        self._kept = kept
         self._changed = changed
         self._name, self._anchor, self._parcels, self._wire, self._refuse = name, anchor, parcels, wire, refuse
         self._decisions = {last.round: last}
@@ -143,7 +146,7 @@ class Newcomer:
         if self._decisions.get(decision.round) == decision:
             return
         self._decisions[decision.round] = decision
-        for old in sorted(self._decisions)[:-KEPT]:
+        for old in sorted(self._decisions)[: -self._kept]:
             del self._decisions[old]
         self._changed()
 
@@ -164,7 +167,7 @@ class Newcomer:
         is_whole = bool(way) and before.round == newest
         if is_whole and way[0].anchor == root(wanted.chunks):
             return way
-        if is_whole or newest - wanted.decision.round >= KEPT:  # it is not what the others have, or too old
+        if is_whole or newest - wanted.decision.round >= self._kept:  # it is not what the others have, or too old
             self._wanted, self._sources = None, []
         return []
 

@@ -162,9 +162,11 @@ class Member:
         return self.live.anchor.num_writes != before
 
     def _arrived(self) -> int:
-        """Where it has just come to a state that the others have reached meanwhile: the step that follows it."""
+        """Where it has just come to a state that the others have reached meanwhile: the step that follows it. Where
+        nobody waits for all, a slow island's steps are as far on as the convoy."""
         if self.live.arrival is None:
-            return 0
+            plan = self.given.plan
+            return plan.step_of(self.live.state.last, self.given.global_batch) + 1 if plan.is_quick else 0
         (decision, size, seconds), self.live.arrival = self.live.arrival, None
         self.emit(StateFetched(round=decision.round, size_bytes=size, seconds=seconds))
         return self.given.plan.step_of(decision, self.given.global_batch) + 1

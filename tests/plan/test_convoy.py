@@ -17,6 +17,11 @@ def test_what_cannot_be_is_refused():
         {"updates": "gradients", "fragments": 2},
         {"feedback": 1.5},
         {"outer_lr": 0},
+        {"pace": "tokens"},
+        {"pace": "time", "servers": ("server",)},
+        {"servers": ("a", "a")},
+        {"servers": ("island-0",)},
+        {"servers": ("../up",)},
     ):
         with pytest.raises(PlanError):
             Convoy(**wrong)
@@ -29,6 +34,7 @@ def test_plans_are_told_apart_by_their_hash():
 
 def test_a_plan_is_read_from_text():
     assert parse("dp=2,precision=bf16") == Island(dp=2, precision="bf16")
+    assert parse("|local_sgd,every=5,pace=time") == Island() | local_sgd(every=5, pace="time")
     assert parse("|local_sgd,every=5") == Island() | local_sgd(every=5)
     assert parse("fsdp=2 | diloco, outer_lr=0.9, compression=top_k:0.05, servers=a+b") == Island(fsdp=2) | diloco(
         outer_lr=0.9, compression=compress.top_k(0.05), servers=("a", "b")

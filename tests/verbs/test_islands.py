@@ -1,8 +1,10 @@
 """Islands of one computer, over real sockets: they agree, and one that dies comes back alone."""
 
 import contextlib
+import os
 import threading
 import time
+from collections import Counter
 
 import psutil
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 import konvoi as kv
 from konvoi.errors import PlanError
-from konvoi.observe.events import Agreed, Restarted, RunEnded, StateFetched, StepDone, WorkerDied
+from konvoi.observe.events import Agreed, Evaluated, Restarted, RunEnded, StateFetched, StepDone, WorkerDied
 from konvoi.observe.sinks.jsonl import read_events
 from konvoi.plan import compress
 from konvoi.plan.convoy import Convoy, Plan
@@ -137,6 +139,42 @@ def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(t
     assert len(together) >= 3
 
 
+class Unequally:
+    """The first process to ask is three times as slow."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, done):
+        try:
+            (self.folder / "slow").symlink_to(str(os.getpid()))
+        except FileExistsError:
+            time.sleep(0.05 if str((self.folder / "slow").readlink()) != str(os.getpid()) else 0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("convoy", [kv.async_sgd(every=2, outer_lr=0.5), kv.stale_synchronous(every=2)], ids=repr)
+def test_nobody_waits_for_a_slow_island_where_decisions_are_of_whoever_is_there(tmp_path, convoy):
+    fields = {"steps": 60, "validate_every": 60, "optimizer": kv.optimizers.sgd(lr=0.1)}
+    folders = train(tmp_path, kv.Island() | convoy, hooks=kv.Hooks(on_step=Unequally(tmp_path)), **fields)
+    found = [[*read_events(folder)] for folder in folders]
+    steps = [[event.step for event in events if isinstance(event, StepDone)] for events in found]
+    quick, slow = sorted(steps, key=len, reverse=True)
+    assert quick == list(range(1, 61))
+    assert len(slow) < 55
+    assert slow[-1] == 60
+    assert slow == sorted({*slow})  # on the convoy's schedule, with gaps
+    counted = Counter()
+    for event in found[0]:
+        if isinstance(event, Agreed):
+            counted.update(event.counted)
+    assert sum(counted.values()) > 0.8 * 4 * (len(quick) + len(slow))  # of four samples a step
+    for events in found:
+        first, *_, last = [event.values["loss"] for event in events if isinstance(event, Evaluated)]
+        assert last < 0.8 * first
+        assert not [event for event in events if isinstance(event, StateFetched)]  # what overtakes is waited for
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("convoy", [parameter_server(), Convoy(every=2, servers=("server",))], ids=repr)
 def test_a_server_that_is_killed_comes_back_and_its_islands_go_on(tmp_path, convoy):
@@ -159,8 +197,6 @@ def test_a_server_that_is_killed_comes_back_and_its_islands_go_on(tmp_path, conv
     ("plan", "number"),
     [
         (kv.Island(dp=2) | parameter_server(), 2),
-        (kv.Island() | kv.async_sgd(), 2),
-        (kv.Island() | kv.stale_synchronous(), 2),
         (kv.Island() | kv.gossip(), 2),
         (kv.Island() | local_sgd(), 1),
         (kv.Island() | local_sgd(), 3),

@@ -15,8 +15,10 @@ from konvoi.plan.island import Island
 from konvoi.plan.sync.messages import Decision
 from konvoi.plan.sync.state import Rules
 
+PACES = ("steps", "time")
 UPDATES = ("moves", "gradients")
 PARTNERS = ("all", "pairs")
+KEPT_WHERE_QUICK = 32  # decisions
 SERVER = re.compile(r"(?!island-)[A-Za-z0-9][A-Za-z0-9_-]{0,31}")  # a folder's name, too
 
 
@@ -26,6 +28,8 @@ class Convoy:
     is decided, and all go on from the same weights.
 
     - `every`: steps from one agreement to the next.
+    - `pace`: "steps", an island's update has that many; or "time", when the first has taken them, the others send
+      what they have done by then, which weighs as much less: for islands of unequal speed.
     - `updates`: "moves", how far an island's weights have come from what was agreed; or "gradients", their mean over
       these steps, with which the job's optimizer then steps everywhere alike.
     - `compression`: of what is sent, in both directions (`kv.compress`).
@@ -51,6 +55,7 @@ class Convoy:
     """
 
     every: int = 100
+    pace: str = "steps"
     updates: str = "moves"
     compression: Codec = field(default_factory=none)
     feedback: float = 1.0
@@ -77,6 +82,10 @@ class Convoy:
             raise PlanError(
                 "an update is a move or a gradient", found=self.updates, hint=did_you_mean(self.updates, UPDATES)
             )
+        if self.pace not in PACES:
+            raise PlanError("rounds go by steps or by time", found=self.pace, hint=did_you_mean(self.pace, PACES))
+        if self.pace == "time" and (self.servers or self.is_quick):
+            raise PlanError("rounds by time are of islands that agree all with all", found=", ".join(self.describe()))
         for name, low, high in (("feedback", 0, 1), ("outer_momentum", 0, 0.9999), ("quorum", 0, 1), ("damping", 0, 8)):
             if not low <= getattr(self, name) <= high:
                 raise PlanError(f"{name} lies between {low} and {high}", found=repr(getattr(self, name)))
@@ -130,9 +139,14 @@ class Convoy:
     def steps_per_round(self) -> int:
         return self.every // self.fragments
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether a decision may be a single island's: there are as many more of them, and nobody waits for all."""
+        return bool(self.at_once) or not self.deadline_s
+
     def step_of(self, decision: Decision, global_batch: int) -> int:
         """How far the convoy's schedule has come: where nobody waits for all, as far as its data."""
-        if self.at_once or not self.deadline_s:
+        if self.is_quick:
             return decision.samples // global_batch
         return max(0, decision.round) * self.steps_per_round
 
@@ -140,6 +154,7 @@ class Convoy:
         """What the machine goes by. `lease`: samples that an island reads in a round."""
         return Rules(
             every=self.steps_per_round,
+            by_time=self.pace == "time",
             num_parts=num_parts,
             lease=lease,
             quorum=self.quorum,
@@ -148,6 +163,7 @@ class Convoy:
             at_once=self.at_once,
             max_staleness=self.max_staleness,
             max_ahead=self.ahead,
+            kept=KEPT_WHERE_QUICK if self.is_quick else Rules.kept,
             servers=self.servers,
             witness=self.witness,
         )
@@ -158,8 +174,6 @@ class Convoy:
         asked = {
             f"witness={self.witness}": bool(self.witness),
             f"partners={self.partners}": self.partners != "all",
-            f"at_once={self.at_once}": bool(self.at_once),
-            f"deadline_s={self.deadline_s}": not self.deadline_s,
         }
         return ", ".join(name for name, whether in asked.items() if whether)
 

@@ -139,6 +139,8 @@ class World:
             rules = replace(rules, servers=voters)
         elif given.family == "witness":
             rules, voters = replace(rules, witness="w"), (*names, "w")
+        if given.family in ("all", "witness"):
+            rules = replace(rules, by_time=rules.by_time or given.seed % 2 == 1)
         self.rules = rules
         first = Decision.first(names, tuple(sorted(voters)), LEASE)
         self.decisions[0] = first

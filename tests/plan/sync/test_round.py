@@ -53,6 +53,12 @@ def test_no_seed_of_two_thousand_breaks_a_promise():
     check_coverage(*run_all(2000), 2000)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
+def test_no_seed_of_a_hundred_thousand_breaks_a_promise():
+    check_coverage(*run_all(100_000), 100_000)
+
+
 @pytest.mark.parametrize("bug", planted.BUGS, ids=lambda bug: bug.__name__)
 def test_a_planted_bug_is_found(bug):
     with bug():
@@ -87,6 +93,20 @@ def test_who_is_slow_falls_behind_the_others_no_further_than_the_bound(bound):
     stalest = max(one.staleness for decision in world.decisions.values() for one in decision.updates)
     assert stalest == bound if bound else stalest > 4
     assert sum(one.member == "c" for decision in world.decisions.values() for one in decision.updates) >= 2
+
+
+@pytest.mark.parametrize("by_time", [False, True])
+def test_where_rounds_go_by_time_a_slow_islands_work_counts_in_each(by_time):
+    given = simulation.Scenario(4, "all", ("a", "b", "c", "d"), 0.0, 0.0, 0.05, ())
+    rules = replace(simulation.RULES, deadline_s=2.0, by_time=by_time)
+    world = simulation.World(given, rules=rules)
+    world.hosts["c"].speed = 1.5  # a third of the others'
+    world.run()
+    rounds = [{one.member for one in decision.updates} for number, decision in world.decisions.items() if number]
+    share = sum("c" in members for members in rounds) / len(rounds)
+    assert share > 0.9 if by_time else share < 0.6
+    if by_time:
+        assert all({"a", "b", "d"} <= members for members in rounds)
 
 
 def test_the_same_scenario_is_the_same_run():

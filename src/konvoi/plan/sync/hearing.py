@@ -27,6 +27,8 @@ from konvoi.plan.sync.messages import (
 )
 from konvoi.plan.sync.state import State
 
+MOST_ASKED = 3  # times for decisions in between, in a round; then the whole state is fetched
+
 
 def receive(s: State, out: list[Action], sender: str, message: Any) -> None:
     if s.heard.get(sender) != s.last.round:
@@ -83,6 +85,10 @@ def _on_decided(s: State, out: list[Action], sender: str, decision: Decision) ->
             if s.select is None:  # else they are on their way
                 ask_for_results(s, out, decision, first=sender)
     elif decision.round > s.round:
+        s.asked_on += 1
+        if s.stands and decision.round - s.round < s.rules.kept and s.asked_on <= MOST_ASKED:
+            out.append(Send(sender, Ask(s.last.round)))  # it has overtaken another, which the sender still has
+            return
         s.stands = False  # too far behind to follow step by step
         out.append(Fetch((sender,)))
 

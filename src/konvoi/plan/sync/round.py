@@ -207,7 +207,7 @@ def _see_to_it(s: State, out: list[Action]) -> None:
     """All that has become possible, in whatever order things have come."""
     if s.is_out:
         return
-    if s.is_member and s.stands and s.snapped is None and s.step - s.began >= s.rules.every:
+    if s.is_member and s.stands and s.snapped is None and _is_time(s):
         s.snapped = s.step
         out.append(Snapshot(s.round))
         _hold(s, out)
@@ -225,6 +225,11 @@ def _see_to_it(s: State, out: list[Action]) -> None:
     if s.decided is not None and (not s.keeps_results or s.held.issuperset(s.decided.results)):
         _apply(s, out, s.decided)
         _see_to_it(s, out)
+
+
+def _is_time(s: State) -> bool:
+    least = 1 if s.rules.by_time and s.offers else s.rules.every
+    return s.step - s.began >= least
 
 
 def _may_vote(s: State, decision: Decision) -> bool:

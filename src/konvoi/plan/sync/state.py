@@ -15,6 +15,7 @@ class Rules:
     are looked at."""
 
     every: int = 100  # steps from one snapshot to the next
+    by_time: bool = False  # when the first island has taken these, the others send what they have
     num_parts: int = 1  # into which updates are cut
     lease: int = 100  # samples of a round, where nothing is known of a member yet
     quorum: float = 0.5  # of the members: with fewer updates no round ends, whatever the deadline
@@ -66,6 +67,7 @@ class State:
     decided: Decision | None = None  # to be applied when its results are here
     held: frozenset[str] = frozenset()  # results
     kept: tuple[Decision, ...] = ()  # whose results are held
+    asked_on: int = 0  # how often this round for a decision that was overtaken
     beats: int = 0
 
     # As an owner.
@@ -145,6 +147,7 @@ BLANK: Mapping[str, Any] = {
     "select": None,
     "pending": None,
     "decided": None,
+    "asked_on": 0,
     "pieces": {},
     "reducing": frozenset(),
     "sums": {},
