@@ -46,9 +46,9 @@ def candidates(plan: str, rates: Sequence[tuple[float, float]], *others: Trial) 
 
 
 SYNCHRONOUS = 1
-EVERY_1, EVERY_4, EVERY_14, EVERY_34 = (
+EVERY_1, EVERY_5, EVERY_14, EVERY_34 = (
     f"convoy,every={every},compression=low_bit:1{ahead}"
-    for every, ahead in ((1, ""), (4, ",ahead=2"), (14, ",ahead=8"), (34, ",ahead=3"))
+    for every, ahead in ((1, ""), (5, ",ahead=2"), (14, ",ahead=8"), (34, ",ahead=3"))
 )
 # The same number for each, at half the length.
 TRIALS: dict[int, list[Trial]] = {
@@ -59,7 +59,7 @@ TRIALS: dict[int, list[Trial]] = {
         EVERY_1, [(0.007, 0.95), (0.01, 0.95), (0.014, 0.95), (0.007, 0.975), (0.01, 0.975), (0.014, 0.975)]
     ),
     100: candidates(
-        EVERY_4, [(0.007, 0.95), (0.01, 0.95), (0.014, 0.95), (0.007, 0.975), (0.01, 0.975), (0.014, 0.975)]
+        EVERY_5, [(0.007, 0.95), (0.01, 0.95), (0.014, 0.95), (0.007, 0.975), (0.01, 0.975), (0.014, 0.975)]
     ),
     400: candidates(
         EVERY_14,

@@ -214,8 +214,9 @@ class Library:
             made = Chunks(vectors)
             with self._lock:
                 old, self.newest = self.newest, (decision, made)
-                lent = {id(vector) for _, chunks in self._lent.values() for vector in chunks.vectors}
-                self._recycle([vector for vector in old[1].vectors if id(vector) not in lent] if old else [])
+                held = [made, *(chunks for _, chunks in self._lent.values())]
+                needed = {id(vector) for chunks in held for vector in chunks.vectors}
+                self._recycle([vector for vector in old[1].vectors if id(vector) not in needed] if old else [])
         return self.newest[1].root
 
     def lend(self, round: int) -> State | None:

@@ -163,13 +163,14 @@ class Member:
 
     def _arrived(self) -> int:
         """Where it has just come to a state that the others have reached meanwhile: the step that follows it. Where
-        nobody waits for all, a slow island's steps are as far on as the convoy."""
+        islands need not take as many, each has its steps on the convoy's schedule."""
+        plan = self.given.plan
         if self.live.arrival is None:
-            plan = self.given.plan
-            return plan.step_of(self.live.state.last, self.given.global_batch) + 1 if plan.is_quick else 0
+            is_shared = plan.is_quick or plan.pace == "time"
+            return plan.step_of(self.live.state.last, self.given.global_batch) + 1 if is_shared else 0
         (decision, size, seconds), self.live.arrival = self.live.arrival, None
         self.emit(StateFetched(round=decision.round, size_bytes=size, seconds=seconds))
-        return self.given.plan.step_of(decision, self.given.global_batch) + 1
+        return plan.step_of(decision, self.given.global_batch) + 1
 
     def after_step(self, weight: float, gradients: Sequence[Tensor] = ()) -> None:
         """With gradients, their sums: none was taken."""

@@ -1,4 +1,4 @@
-"""A server of a convoy, which adds up and decides for its islands, and has no data."""
+"""Who helps the islands of a convoy and has no data: a server adds up and decides, a witness only votes."""
 
 from __future__ import annotations
 

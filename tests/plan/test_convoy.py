@@ -21,6 +21,7 @@ def test_what_cannot_be_is_refused():
         {"pace": "time", "servers": ("server",)},
         {"servers": ("a", "a")},
         {"servers": ("island-0",)},
+        {"servers": ("server",), "witness": "witness"},
         {"servers": ("../up",)},
     ):
         with pytest.raises(PlanError):

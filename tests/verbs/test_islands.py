@@ -139,6 +139,17 @@ def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(t
     assert len(together) >= 3
 
 
+@pytest.mark.slow
+def test_with_a_witness_one_of_two_islands_goes_on_alone(tmp_path):
+    plan = kv.Island() | Convoy(every=2, deadline_s=1.0, witness="witness")
+    with kill(1, tmp_path / "run" / "events.jsonl", at_step=12):
+        folders = train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=slowly))
+    rounds = [event.counted for event in read_events(folders[0]) if isinstance(event, Agreed)]
+    alone = [number for number, counted in enumerate(rounds) if counted.keys() == {"island-0"}]
+    together = [number for number, counted in enumerate(rounds) if len(counted) == 2]
+    assert 3 < min(alone) < max(together)
+
+
 class Unequally:
     """The first process to ask is three times as slow."""
 
@@ -173,6 +184,21 @@ def test_nobody_waits_for_a_slow_island_where_decisions_are_of_whoever_is_there(
         first, *_, last = [event.values["loss"] for event in events if isinstance(event, Evaluated)]
         assert last < 0.8 * first
         assert not [event for event in events if isinstance(event, StateFetched)]  # what overtakes is waited for
+
+
+@pytest.mark.slow
+def test_where_rounds_go_by_time_a_slow_island_sends_what_it_has(tmp_path):
+    plan = kv.Island() | Convoy(every=4, pace="time", ahead=4, deadline_s=10.0)
+    folders = train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=Unequally(tmp_path)))
+    found = [[*read_events(folder)] for folder in folders]
+    steps = [[event.step for event in events if isinstance(event, StepDone)] for events in found]
+    quick, slow = sorted(steps, key=len, reverse=True)
+    assert quick == list(range(1, 61))
+    assert len(slow) < 40
+    rounds = [event for event in found[0] if isinstance(event, Agreed)]
+    both = [event for event in rounds if len(event.counted) == 2]
+    assert len(both) >= len(rounds) - 2  # the slow one's in each, as long as both are there
+    assert sum(min(event.counted.values()) < max(event.counted.values()) for event in both) > len(both) / 2
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ PACES = ("steps", "time")
 UPDATES = ("moves", "gradients")
 PARTNERS = ("all", "pairs")
 KEPT_WHERE_QUICK = 32  # decisions
-SERVER = re.compile(r"(?!island-)[A-Za-z0-9][A-Za-z0-9_-]{0,31}")  # a folder's name, too
+HELPER = re.compile(r"(?!island-)[A-Za-z0-9][A-Za-z0-9_-]{0,31}")  # a folder's name, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +100,11 @@ class Convoy:
         allowed = {"every", "ahead", "compression", "partners"}
         if self.partners == "pairs" and (others := sorted(self.describe().keys() - allowed)):
             raise PlanError("pairs take the mean of their weights, and nothing else", found=", ".join(others))
-        if len({*self.servers}) < len(self.servers) or not all(map(SERVER.fullmatch, self.servers)):
-            found = "+".join(self.servers)
-            raise PlanError("servers have names of their own", found=found, expected="letters, digits, - and _")
+        if self.servers and self.witness:
+            raise PlanError("a witness is for islands that decide by themselves", found=f"servers={self.servers}")
+        if len({*self.helpers}) < len(self.helpers) or not all(map(HELPER.fullmatch, self.helpers)):
+            found = "+".join(self.helpers)
+            raise PlanError("who helps has a name of its own", found=found, expected="letters, digits, - and _")
         if self.max_staleness >= Rules.kept:
             raise PlanError("max_staleness is too large", found=self.max_staleness, expected=f"below {Rules.kept}")
         if self.at_once and self.fragments > 1:
@@ -140,6 +142,11 @@ class Convoy:
         return self.every // self.fragments
 
     @property
+    def helpers(self) -> tuple[str, ...]:
+        """Those who have no data: servers, and the witness."""
+        return (*self.servers, *((self.witness,) if self.witness else ()))
+
+    @property
     def is_quick(self) -> bool:
         """Whether a decision may be a single island's: there are as many more of them, and nobody waits for all."""
         return bool(self.at_once) or not self.deadline_s
@@ -172,7 +179,6 @@ class Convoy:
     def what_processes_cannot(self) -> str:
         """What of this plan islands of one process can do, and those of several not yet."""
         asked = {
-            f"witness={self.witness}": bool(self.witness),
             f"partners={self.partners}": self.partners != "all",
         }
         return ", ".join(name for name, whether in asked.items() if whether)
@@ -180,7 +186,7 @@ class Convoy:
     @property
     def what_only_train_can(self) -> str:
         """What of this plan neither federations nor programs with their own loop can do yet."""
-        asked = {"updates=gradients": self.updates == "gradients", f"servers={self.servers}": bool(self.servers)}
+        asked = {"updates=gradients": self.updates == "gradients", ", ".join(self.helpers): bool(self.helpers)}
         return ", ".join(name for name, whether in asked.items() if whether)
 
     def derived(self, batch: int, num_steps: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""train, where a plan has a convoy: each island of this computer, and each server, is a run beside the others."""
+"""train, where a plan has a convoy: each island of this computer, and who helps them, is a run beside the others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOOK_S = 0.2
 
 @dataclasses.dataclass
 class OneIsland:
-    """What the parent knows of an island, or of a server: its run, and how that went."""
+    """What the parent knows of an island, a server or a witness: its run, and how that went."""
 
     name: str
     task: Task
@@ -41,17 +41,18 @@ class OneIsland:
 
 
 def memberships(prepared: Prepared, plan: Convoy, names: Sequence[str], folder: Path, batch: int) -> list[Membership]:
-    """For the islands that a convoy begins with, and behind them its servers; each gets its identity, in a folder of
+    """For the islands that a convoy begins with, and behind them those who help; each gets its identity, in a folder of
     its own."""
     from konvoi.security.identity import Authority
 
     told = repr((prepared.describe(), plan.hash, names))
     run = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     authority = Authority.make(run)
-    everybody, adding_up = (*names, *plan.servers), plan.servers or tuple(names)
+    everybody, adding_up = (*names, *plan.helpers), plan.servers or tuple(names)
     for name in everybody:
         authority.issue(name).save(folder / name)
-    first = Decision.first(tuple(names), adding_up, batch * plan.steps_per_round)
+    voters = (*adding_up, plan.witness) if plan.witness else adding_up
+    first = Decision.first(tuple(names), voters, batch * plan.steps_per_round)
     total = batch * len(names)
     return [Membership(name, plan, first, batch, total, len(adding_up), run, folder) for name in everybody]
 
@@ -97,7 +98,7 @@ def train_islands(
     if keeping.resume:
         raise PlanError("a convoy's run cannot be resumed yet", hint="start a new one")
     names = [f"island-{number}" for number in range(fleet.islands)]
-    everybody = [*names, *plan.convoy.servers]
+    everybody = [*names, *plan.convoy.helpers]
     sites = [(fleet.sites or (None,))[number % max(1, len(fleet.sites))] for number in range(len(everybody))]
     with contextlib.ExitStack() as stack:
         agents = [agent] if agent is not None and not fleet.sites else []
@@ -126,8 +127,8 @@ def train_islands(
         for name, site, agent, folder, membership in zip(everybody, sites, agents, folders, given, strict=True):
             if site:
                 membership = dataclasses.replace(membership, address=site.address)
-            is_server = name in plan.convoy.servers
-            inside, size = (Island(precision=plan.island.precision), 1) if is_server else (plan.island, each)
+            is_helper = name in plan.convoy.helpers
+            inside, size = (Island(precision=plan.island.precision), 1) if is_helper else (plan.island, each)
             task = checked(prepared, inside, size, record.Record(folder), keeping, kind, batch=batch)
             lines = (*task.derived, *plan.convoy.derived(membership.batch, prepared.num_steps))
             task = dataclasses.replace(task, membership=membership, derived=lines)
@@ -135,7 +136,7 @@ def train_islands(
             recording = stack.enter_context(Recording(record.Record(folder), task, sinks))
             where = f"at {site.address}" if site else f"on {kind}"
             recording.begin(f"local: {name} of {len(everybody)}, {where}", machine)
-            entry = "konvoi.server:work" if is_server else OneIsland.entry
+            entry = "konvoi.server:work" if is_helper else OneIsland.entry
             islands.append(OneIsland(name, task, agent, recording, entry))
         run_all(islands, fleet, lambda: how_soon(stop))
     if stop and any(one.outcome is not None and one.outcome.reason == "stopped" for one in islands):
