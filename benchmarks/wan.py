@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def gaps_between(trials: Sequence[Trial], synchronous: Sequence[Trial], runs: Ru
 
 
 def _short(trial: Trial) -> Trial:
-    return replace(trial, steps=4, plan=trial.plan.replace("every=14", "every=2").replace("every=34", "every=4"))
+    return replace(trial, steps=4, plan=re.sub(r"every=\d+", "every=2", trial.plan))
 
 
 def in_processes(trials: Sequence[Trial], runs: Runs, num_processes: int) -> None:
