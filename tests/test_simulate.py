@@ -356,6 +356,23 @@ def test_a_state_that_is_lent_stays_as_it_is_while_vectors_are_written_over():
     assert all(1 <= number <= 4 for number in spares)
 
 
+def test_steps_of_weight_zero_move_nothing_and_end_nothing():
+    """What is left out as not finite, or has no token that counts."""
+    simulation = Simulation(prepare(case("mlp", steps=12).job), Convoy(every=1, updates="gradients"), 2)
+    for _ in simulation.run(2):
+        pass
+    before = [whole(one) for one in simulation.islands]
+    for one in simulation.islands:
+        one.convoy.stepped(simulation.batch, 0.0, [*one.learner.sums(0.0).values()])
+    while not simulation._settle():
+        simulation.hub.run(0.05)
+    assert [one.convoy.state.last.round for one in simulation.islands] == [3, 3]
+    for one, held in zip(simulation.islands, before, strict=True):
+        assert all(
+            np.isfinite(value).all() and np.allclose(value, held[name], atol=0.1) for name, value in whole(one).items()
+        )
+
+
 def test_an_update_that_was_decided_without_is_not_encoded():
     anchor = Anchor({"w": torch.ones(1000)}, Convoy(), 1)
     anchor.snapshot(1)

@@ -70,7 +70,8 @@ class LiveConvoy:
         self._newcomer: Newcomer | None = None
         self._notebook = Notebook(journal, self._parcels)
         is_back = self._notebook.recall(self.state)
-        stands = not is_back and (self.state.is_member or not self.state.can_be_member)
+        has_model = not is_back and (self.state.is_member or not self.state.can_be_member)
+        stands = has_model or name == rules.witness
         self.is_holding = not stands
         with self._lock:
             self.wire.join(name, self.receive, self.find)
@@ -220,7 +221,9 @@ class LiveConvoy:
         if self.state.round != round:
             return  # it has been decided without this island
         own = self.tally.take()
-        self.anchor.snapshot(round, [g / own.weight for g in own.gradients] if own.gradients is not None else None)
+        self.anchor.snapshot(
+            round, [g / (own.weight or 1.0) for g in own.gradients] if own.gradients is not None else None
+        )
         last, vectors = self.state.last, self.anchor.vectors()
 
         def work() -> tuple[list[bytes], str]:

@@ -142,7 +142,6 @@ class Newcomer:
     # -- from that state to the newest decision ---------------------------------------------------------------------
 
     def decided(self, decision: Decision) -> None:
-        self._has_heard = True
         if self._decisions.get(decision.round) == decision:
             return
         self._decisions[decision.round] = decision

@@ -125,7 +125,7 @@ class Follower(Learner):
     def __init__(self, job: Job, parts: Parts, num_steps: int) -> None:
         super().__init__(job, parts, num_steps)
         self.clip_grad_norm = None  # their mean is clipped
-        self.state = self._fresh_state()  # of the optimizers: the same on all islands
+        self.state = self._fresh_state()  # of the optimizers, and averaged weights: the same on all islands
 
     def _fresh_state(self) -> list[Tensor]:
         """As it is before the first step, in tensors that are there from now on."""
@@ -135,7 +135,7 @@ class Follower(Learner):
         found = [value for of in states for _, value in sorted(of.items()) if isinstance(value, Tensor)]
         for value in found:
             value.zero_()
-        return found
+        return [*found, *self.average.values()]
 
     def step(self) -> None:
         """Not yet: `step_with` does."""

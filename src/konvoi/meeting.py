@@ -45,6 +45,7 @@ class Folder:
         new = path.with_suffix(".new")
         new.write_text(f"{self.host}:{port}")
         new.replace(path)
+        (self.folder / self.name / "done").unlink(missing_ok=True)  # it was, and died before the others were
 
     def where(self, name: str) -> str | None:
         try:

@@ -120,7 +120,7 @@ class Member:
 
     def next(self) -> Order:
         """What all workers of this island do next. It waits a while where the others have to agree first."""
-        if self.is_over():
+        if self.is_over() or self._is_left_behind():
             return Order(is_over=True)
         begin = time.monotonic()
         order, batch = self._look(), self.given.batch
@@ -136,7 +136,7 @@ class Member:
     def serve(self) -> None:
         """As a server, until the islands have taken their last steps or have left, or a stop is asked for."""
         islands = self.given.first.members
-        while not self.is_over() and not self.meeting.all_done(islands) and self.live.state.last.members:
+        while not self.is_over() and not self.meeting.all_done(islands):
             if self.live.look(0):
                 self.live.catch_up()
             self._tell()
@@ -145,12 +145,20 @@ class Member:
     def last(self) -> Order:
         """As `next`, after the last step: until the agreement that is under way is here."""
         order = self._look()
-        if not order.is_exchange and (self.live.is_settled() or self.is_over()):
+        if not order.is_exchange and (self.live.is_settled() or self.is_over() or self._is_left_behind()):
             self._tell()
             return Order(is_over=True)
         if not order.is_exchange:
             time.sleep(LOOK_S / 5)
         return order
+
+    def _is_left_behind(self) -> bool:
+        """It died, and before it was back with the others they have taken their last steps."""
+        others = {*self.given.first.members} - {self.given.name}
+        if self.live.state.stands or not others or not self.meeting.all_done(others):
+            return False
+        self.warn("the others ended before this island was back with them")
+        return True
 
     def _look(self) -> Order:
         return Order(is_exchange=self.live.look(LOOK_S))

@@ -32,11 +32,11 @@ class Mirror:
         self._is_first = island.place.worker == 0
         is_whole = island.plan.fsdp * island.plan.tp * island.plan.pp == 1
         # What the first worker trains is what is agreed on, where nothing has to be brought together or cast.
-        self._is_direct = is_whole and island.device.type == devices.CPU and {d for _, d in table.values()} <= {*EXACT}
+        self.is_direct = is_whole and island.device.type == devices.CPU and {d for _, d in table.values()} <= {*EXACT}
         self._blocks = {} if is_whole else {name: self._block(own[name]) for name in self._order if name in own}
         self.tensors: dict[str, Tensor] = {}
         if self._is_first:
-            self.tensors = {name: own[name] if self._is_direct else self._empty(name) for name in self._order}
+            self.tensors = {name: own[name] if self.is_direct else self._empty(name) for name in self._order}
         self.bring()
 
     def _empty(self, name: str) -> Tensor:
@@ -75,7 +75,7 @@ class Mirror:
     @torch.no_grad()
     def bring(self) -> None:
         """What the workers have, to the first one's `tensors`."""
-        if self._is_direct:
+        if self.is_direct:
             return
         for name in self._order:
             holder, parameter = self._holders[name], self._own.get(name)
@@ -96,7 +96,7 @@ class Mirror:
     def take_back(self) -> None:
         """What the first worker's `tensors` are now, to all workers."""
         is_alone = self.island.place.num_workers == 1
-        if is_alone and self._is_direct:
+        if is_alone and self.is_direct:
             return
         for name in self._order:
             shape, dtype = self._table[name]
@@ -106,7 +106,7 @@ class Mirror:
                 whole = torch.empty(shape, dtype=dtype, device=self.island.device)
             if not is_alone:
                 dist.broadcast(whole, src=0)
-            if name in self._own and not (self._is_first and self._is_direct):
+            if name in self._own and not (self._is_first and self.is_direct):
                 mine = local(self._own[name])
                 mine.copy_(whole[self._blocks.get(name, ())])
         self.parts.refresh()

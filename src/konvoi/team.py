@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from konvoi.errors import PlanError
 from konvoi.island import LiveIsland
 from konvoi.job.data.loader import Leased
 from konvoi.job.job import Prepared
@@ -41,6 +42,8 @@ class Team:
         self.given, self.island = given, island
         self._follower = learner if isinstance(learner, Follower) else None
         self.mirror = Mirror(island, parts)
+        if self._follower is not None and not self.mirror.is_direct:
+            raise PlanError("gradients are agreed on in float32 or float64, by islands of one worker on a CPU")
         is_first = island.place.worker == 0
         beside = self._follower.state if self._follower else ()
         self.member = Member(given, self.mirror.tensors, island.place, emit, meeting, beside) if is_first else None

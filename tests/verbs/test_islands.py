@@ -179,7 +179,8 @@ def test_nobody_waits_for_a_slow_island_where_decisions_are_of_whoever_is_there(
     for event in found[0]:
         if isinstance(event, Agreed):
             counted.update(event.counted)
-    assert sum(counted.values()) > 0.8 * 4 * (len(quick) + len(slow))  # of four samples a step
+    assert counted.total() > 4 * len(quick)  # samples a step: more than the quick one's, and nearly all of those
+    assert max(counted.values()) > 0.8 * 4 * len(quick)
     for events in found:
         first, *_, last = [event.values["loss"] for event in events if isinstance(event, Evaluated)]
         assert last < 0.8 * first
@@ -202,12 +203,16 @@ def test_where_rounds_go_by_time_a_slow_island_sends_what_it_has(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("convoy", [parameter_server(), Convoy(every=2, servers=("server",))], ids=repr)
-def test_a_server_that_is_killed_comes_back_and_its_islands_go_on(tmp_path, convoy):
+@pytest.mark.parametrize(
+    "convoy", [parameter_server(), Convoy(every=2, servers=("server",)), Convoy(every=2, witness="w")], ids=repr
+)
+def test_who_helps_and_is_killed_comes_back_and_the_islands_go_on(tmp_path, convoy):
     with kill(2, tmp_path / "run" / "events.jsonl", at_step=12):
         folders = train(tmp_path, kv.Island() | convoy, steps=40, hooks=kv.Hooks(on_step=slowly))
-    (server,) = [[*read_events(tmp_path / "run" / "islands" / "server")]]
-    assert [event for event in server if isinstance(event, Restarted)]
+    helper = [*read_events(tmp_path / "run" / "islands" / convoy.helpers[0])]
+    assert [event for event in helper if isinstance(event, Restarted)]
+    last = max(event.round for event in helper if isinstance(event, Agreed))
+    assert last >= 40 // convoy.every - 1  # it has followed to the end
     for folder in folders:
         found = [*read_events(folder)]
         assert not [event for event in found if isinstance(event, (WorkerDied, Restarted))]

@@ -18,7 +18,7 @@ from konvoi.plan.sync.state import Rules
 PACES = ("steps", "time")
 UPDATES = ("moves", "gradients")
 PARTNERS = ("all", "pairs")
-KEPT_WHERE_QUICK = 32  # decisions
+KEPT_WHERE_QUICK = 16  # decisions, with their encoded sums
 HELPER = re.compile(r"(?!island-)[A-Za-z0-9][A-Za-z0-9_-]{0,31}")  # a folder's name, too
 
 
@@ -31,7 +31,8 @@ class Convoy:
     - `pace`: "steps", an island's update has that many; or "time", when the first has taken them, the others send
       what they have done by then, which weighs as much less: for islands of unequal speed.
     - `updates`: "moves", how far an island's weights have come from what was agreed; or "gradients", their mean over
-      these steps, with which the job's optimizer then steps everywhere alike.
+      these steps, with which the job's optimizer then steps everywhere alike: behind the agreement, so that evaluations
+      in between are of the weights before it.
     - `compression`: of what is sent, in both directions (`kv.compress`).
     - `feedback`: the share of what compression has left out that goes into the next update (arXiv 1901.09847).
     - `outer_lr`, `outer_momentum`: the step that is taken along the mean move, with Nesterov's momentum (arXiv
@@ -155,7 +156,7 @@ class Convoy:
         """How far the convoy's schedule has come: where nobody waits for all, as far as its data."""
         if self.is_quick:
             return decision.samples // global_batch
-        return max(0, decision.round) * self.steps_per_round
+        return decision.agreements * self.steps_per_round
 
     def rules(self, num_parts: int, lease: int) -> Rules:
         """What the machine goes by. `lease`: samples that an island reads in a round."""

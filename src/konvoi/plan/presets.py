@@ -61,7 +61,8 @@ def async_sgd(*, every: int = 1, damping: float = 0.5, **other: Any) -> Convoy:
     """Nobody waits: each island's update is taken by itself, as soon as it comes, and damped by its staleness (Dean et
     al., Large Scale Distributed Deep Networks, NeurIPS 2012; Xie et al., arXiv 1903.03934). With SGD inside and
     `every=1` an update is a gradient times the rate. Moves add up instead of being averaged: n islands want about an
-    n-th of the rate, or `outer_lr=1/n`. Steps are counted by what all have read: a slow island's are further apart.
+    n-th of the rate, or `outer_lr=1/n`. A slow island's steps are numbered by what all have read, with gaps; a quick
+    one counts its own.
 
     >>> async_sgd().at_once
     1
@@ -88,7 +89,7 @@ def gossip(*, every: int = 8, **other: Any) -> Convoy:
 def stale_synchronous(*, every: int = 8, max_staleness: int = 3, **other: Any) -> Convoy:
     """Who is there agrees, without the others' work; but who is left behind by `max_staleness` agreements is waited
     for, for `patience_s` (Ho et al., More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server,
-    NeurIPS 2013). Steps are counted by what all have read.
+    NeurIPS 2013). Steps are numbered as those of `async_sgd`.
 
     >>> stale_synchronous().max_staleness
     3

@@ -103,6 +103,15 @@ def test_where_rounds_go_by_time_a_slow_islands_work_counts_in_each(by_time):
         assert all({"a", "b", "d"} <= members for members in rounds)
 
 
+def test_decisions_tell_how_often_something_was_added_up():
+    for seed in range(20):
+        world = simulation.World(simulation.scenario(seed))
+        world.run()
+        for number in sorted(world.decisions)[1:]:
+            before, one = world.decisions[number - 1], world.decisions[number]
+            assert one.agreements == before.agreements + bool(one.updates)
+
+
 def test_the_same_scenario_is_the_same_run():
     one, other = (simulation.World(simulation.scenario(7), traced=True) for _ in range(2))
     one.run(), other.run()

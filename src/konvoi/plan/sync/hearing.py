@@ -84,6 +84,8 @@ def _on_decided(s: State, out: list[Action], sender: str, decision: Decision) ->
             s.decided = decision
             if s.select is None:  # else they are on their way
                 ask_for_results(s, out, decision, first=sender)
+    elif decision.round > s.round and s.me == s.rules.witness:
+        s.decided = decision  # it has nothing that the ones in between would change
     elif decision.round > s.round:
         s.asked_on += 1
         if s.stands and decision.round - s.round < s.rules.kept and s.asked_on <= MOST_ASKED:

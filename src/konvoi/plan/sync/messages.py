@@ -47,6 +47,7 @@ class Decision:
     cursor: int  # the first position that was never leased
     returned: tuple[Range, ...] = ()  # leased to members that are gone, and not yet leased again
     anchor: str = ""  # hash of the state that the updates moved from; "" where there are none
+    agreements: int = 0  # decisions so far in which something was added up
 
     @cached_property
     def id(self) -> str:

@@ -244,5 +244,16 @@ def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:
     given, cursor, returned = leases.next_leases(last, members, counted, s.rules.lease)
     anchor = select.updates[0].anchor if select.updates else ""
     return Decision(
-        s.round, last.id, select.updates, select.owners, results, members, voters, given, cursor, returned, anchor
+        s.round,
+        last.id,
+        select.updates,
+        select.owners,
+        results,
+        members,
+        voters,
+        given,
+        cursor,
+        returned,
+        anchor,
+        last.agreements + bool(select.updates),
     )

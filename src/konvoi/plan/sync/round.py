@@ -124,6 +124,7 @@ def _fetched(s: State, out: list[Action], event: Fetched) -> None:
     if event.decision.round > s.last.round:
         _enter(s, event.decision)
         _be_patient(s, out)
+    s.snapped = s.own = None  # of the model that was here before
     s.stands, s.began, s.since = True, s.step, s.last.round
 
 
