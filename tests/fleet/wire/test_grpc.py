@@ -9,6 +9,7 @@ import time
 import pytest
 
 from konvoi.errors import FleetError, MessageRefused
+from konvoi.fleet.wire import grpc, lanes
 from konvoi.fleet.wire.grpc import Peers
 from konvoi.security.identity import Authority
 
@@ -73,6 +74,23 @@ def meet(one, *others):
         one.wire.dial({other.wire.name: at(other)})
     until(lambda: all(one.wire.open_lanes().get(o.wire.name, 0) >= one.wire.num_lanes for o in others))
     until(lambda: all(o.wire.open_lanes().get(one.wire.name, 0) >= one.wire.num_lanes for o in others))
+
+
+def test_who_is_cut_off_is_told_to_be_gone_and_back_when_it_is_heard_again(ends, monkeypatch):
+    """A link that was cut closes no connection; a thread that stands still is as silent."""
+    monkeypatch.setattr(grpc, "PULSE_S", 0.1)
+    monkeypatch.setattr(lanes, "HUSH_S", 0.5)
+    one, other = ends("a"), ends("b")
+    told = queue.Queue()
+    one.wire.watch("a", lambda peer, whether: told.put((peer, whether)))
+    meet(one, other)
+    assert told.get(timeout=5) == ("b", True)
+    time.sleep(1.0)
+    assert told.empty()  # signs of life are enough
+    other.wire._loop.call_soon_threadsafe(time.sleep, 1.5)
+    assert told.get(timeout=5) == ("b", False)
+    assert told.get(timeout=5) == ("b", True)
+    assert one.wire.open_lanes() == {"b": 1}
 
 
 def test_it_is_told_who_comes_within_reach_and_who_goes(ends):

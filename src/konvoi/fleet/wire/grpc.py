@@ -20,13 +20,14 @@ import grpc
 import grpc.aio
 
 from konvoi.errors import FleetError, KonvoiError
-from konvoi.fleet.wire.lanes import DATA, GET, MOST_SERVED, Fetching, Lane
+from konvoi.fleet.wire.lanes import DATA, GET, MOST_SERVED, Fetching, Lane, Reach
 from konvoi.security.identity import Identity
 
 T = TypeVar("T")
 METHOD = "/konvoi.Wire/Lane"
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 LIVED_S = 5.0  # a lane that has lived so long was no refusal
+PULSE_S = 2.0  # between two signs of life
 GRACE_S = 1.0  # for a lane to open again, before its peer is told to be out of reach
 OPTIONS = [
     ("grpc.max_receive_message_length", 2 << 20),
@@ -63,8 +64,7 @@ class Peers:
         self.received_bytes, self.sent_bytes = 0, 0
         self._receive: Callable[[str, Any], None] = lambda sender, message: None
         self._find: Callable[[str], bytes | None] = lambda hash: None
-        self._reaches: Callable[[str, bool], None] = lambda peer, whether: None
-        self._reached: set[str] = set()
+        self._reach = Reach()
         self._fetching = Fetching(largest)
         self._lanes = self._fetching.lanes
         self._dialing: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -86,7 +86,7 @@ class Peers:
 
     def watch(self, name: str, reaches: Callable[[str, bool], None]) -> None:
         assert name == self.name
-        self._reaches = reaches
+        self._reach.tell = reaches
 
     def dial(self, addresses: Mapping[str, Callable[[], str | None]]) -> None:
         """Keep lanes open to these peers, by name, from now on. Where each is, is asked at every try; None: not known
@@ -158,9 +158,15 @@ class Peers:
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
             port = self._server.add_secure_port(address, credentials)
             await self._server.start()
+            self._spawn(self._feel())
             started.set_result(port)
         except Exception as error:
             started.set_exception(FleetError("this island cannot listen", found=f"{address}: {error}"))
+
+    async def _feel(self) -> None:
+        while True:
+            await asyncio.sleep(PULSE_S)
+            self._reach.feel(self._lanes, self._loop.time())
 
     async def _stop(self) -> None:
         for task in list(self._dialing.values()):
@@ -244,9 +250,8 @@ class Peers:
                     return
                 is_open = True
                 self._fetching.opened(lane)
-                if lane.peer not in self._reached:
-                    self._reached.add(lane.peer)
-                    self._reaches(lane.peer, True)
+            self._reach.heard(lane, self._loop.time())
+            if frame[:1] in (b"H", b"P"):
                 continue
             try:
                 self._hear(lane, frame)
@@ -260,13 +265,7 @@ class Peers:
         for task in lane.serving:
             task.cancel()
         self._fetching.lost(lane)
-        if lane.peer in self._reached and not self._lanes.get(lane.peer):
-            self._loop.call_later(GRACE_S, self._is_gone, lane.peer)
-
-    def _is_gone(self, peer: str) -> None:
-        if peer in self._reached and not self._lanes.get(peer):
-            self._reached.discard(peer)
-            self._reaches(peer, False)
+        self._loop.call_later(GRACE_S, lambda: self._lanes.get(lane.peer) or self._reach.gone(lane.peer))
 
     def _ban(self, peer: str) -> None:
         self._banned.add(peer)

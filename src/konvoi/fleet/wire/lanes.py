@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from konvoi.errors import MessageRefused
@@ -14,6 +14,7 @@ RANGE = 1 << 20  # bytes asked for at a time
 ASKED = 2 << 20  # bytes a lane that are asked for and not here yet: what 160 Mbit/s hold in 100 ms
 MOST_WAITING = 256  # messages
 MOST_SERVED = 64  # requests of a peer at a time, over a lane
+HUSH_S = 6.0  # without a sign of life
 DATA = struct.Struct("!16sQQ")  # hash, offset, and the whole's length
 GET = struct.Struct("!16sQQ")  # hash, start, stop
 
@@ -25,6 +26,7 @@ class Lane:
     peer: str
     asked: dict[tuple[bytes, int], int] = field(default_factory=dict)  # where a range is, and ends
     serving: set[asyncio.Task[None]] = field(default_factory=set)
+    heard_at: float = 0.0  # anything, by the loop's clock
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # for pieces in the queue
     _out: asyncio.PriorityQueue[tuple[int, int, bytes]] = field(default_factory=asyncio.PriorityQueue)
     _count: int = 0
@@ -57,6 +59,34 @@ class Lane:
             if urgency == 1:
                 self.room.release()
             yield frame
+
+
+@dataclass(eq=False)
+class Reach:
+    """Who is within reach, as far as lanes tell. A link that was cut tells nothing: both sides give signs of life."""
+
+    tell: Callable[[str, bool], None] = lambda peer, whether: None
+    _reached: set[str] = field(default_factory=set)
+
+    def heard(self, lane: Lane, now: float) -> None:
+        lane.heard_at = now
+        if lane.peer not in self._reached:
+            self._reached.add(lane.peer)
+            self.tell(lane.peer, True)
+
+    def gone(self, peer: str) -> None:
+        if peer in self._reached:
+            self._reached.discard(peer)
+            self.tell(peer, False)
+
+    def feel(self, lanes: Mapping[str, Sequence[Lane]], now: float) -> None:
+        """From time to time: give a sign of life, and see who has given none."""
+        for peer, of in lanes.items():
+            for lane in of:
+                if not lane.is_full:
+                    lane.put(b"P")
+            if of and all(now - lane.heard_at > HUSH_S for lane in of):
+                self.gone(peer)
 
 
 @dataclass(eq=False)
