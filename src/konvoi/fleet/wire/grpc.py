@@ -265,7 +265,7 @@ class Peers:
         for task in lane.serving:
             task.cancel()
         self._fetching.lost(lane)
-        self._loop.call_later(GRACE_S, lambda: self._lanes.get(lane.peer) or self._reach.gone(lane.peer))
+        self._loop.call_later(GRACE_S, lambda: None if self._lanes.get(lane.peer) else self._reach.gone(lane.peer))
 
     def _ban(self, peer: str) -> None:
         self._banned.add(peer)
