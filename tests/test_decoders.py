@@ -1,5 +1,6 @@
 """Whatever comes from another machine or from a disk is what an encoder has made, or is refused by an error of ours."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -48,6 +49,16 @@ def lane(data):
     assert all(found is None or isinstance(found, bytes) for found in got)
 
 
+def request(data):
+    """Of a peer, for a range of what is held here."""
+    one = Lane("peer")
+    if len(data) == GET.size:  # others are refused before
+        asyncio.run(Fetching(1 << 20).give(one, data, {HASH.hex(): bytes(100)}.get))
+    while one._out.qsize():
+        _, _, frame = one._out.get_nowait()
+        assert frame[:1] == b"N" or len(frame) <= 1 + DATA.size + 100
+
+
 def state(data):
     names = [f"{place:032x}" for place in range(0, len(data), 64)]
     pieces = dict(zip(names, (data[place : place + 64] for place in range(0, len(data), 64)), strict=True))
@@ -63,7 +74,7 @@ DECODERS = {  # a function of bytes, and bytes that it takes
     "notes": (frames.decode_durable, frames.encode_durable(Durable(FIRST, 3, None))),
     "invitations": (lambda data: Invitation.read(data.decode("utf-8", "replace")), json.dumps(INVITATION).encode()),
     "pieces on a lane": (lane, DATA.pack(HASH, 0, 100) + bytes(100)),
-    "requests on a lane": (lambda data: GET.unpack(data[: GET.size].ljust(GET.size)), GET.pack(HASH, 0, 100)),
+    "requests on a lane": (request, GET.pack(HASH, 0, 100)),
     "pieces of a state": (state, b"".join(map(Chunks([LIKE[:16]] * 2).find, Chunks([LIKE[:16]] * 2).names))),
     **{f"{one}": (codec(one), one.encode(LIKE)) for one in CODECS},
 }
