@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from konvoi.errors import KonvoiError
-from konvoi.fleet.wire.lanes import DATA, GET, Fetching, Lane
+from konvoi.fleet.wire.lanes import ABOUT, DATA, GET, Fetching, Lane
 from konvoi.plan import compress
 from konvoi.plan.exchange.chunks import Chunks, assemble
 from konvoi.plan.sync import frames
@@ -59,6 +59,16 @@ def request(data):
         assert frame[:1] == b"N" or len(frame) <= 1 + DATA.size + 100
 
 
+def brought(data):
+    """What a peer's message is about, in front of it."""
+    fetching, one = Fetching(1 << 20), Lane("peer")
+    got = []
+    message = fetching.bring(one, data)
+    fetching.begin("peer", HASH, got.append)
+    assert data.endswith(message)
+    assert len(message) + sum(map(len, got)) <= len(data)
+
+
 def state(data):
     names = [f"{place:032x}" for place in range(0, len(data), 64)]
     pieces = dict(zip(names, (data[place : place + 64] for place in range(0, len(data), 64)), strict=True))
@@ -75,6 +85,7 @@ DECODERS = {  # a function of bytes, and bytes that it takes
     "invitations": (lambda data: Invitation.read(data.decode("utf-8", "replace")), json.dumps(INVITATION).encode()),
     "pieces on a lane": (lane, DATA.pack(HASH, 0, 100) + bytes(100)),
     "requests on a lane": (request, GET.pack(HASH, 0, 100)),
+    "what a message is about": (brought, ABOUT.pack(HASH, 100) + bytes(100) + b"message"),
     "pieces of a state": (state, b"".join(map(Chunks([LIKE[:16]] * 2).find, Chunks([LIKE[:16]] * 2).names))),
     **{f"{one}": (codec(one), one.encode(LIKE)) for one in CODECS},
 }

@@ -209,7 +209,9 @@ class LiveConvoy:
         self._notebook.write(action.durable)
 
     def _send(self, action: ev.Send) -> None:
-        self.wire.send(self.name, action.to, action.message)
+        message = action.message
+        data = self._parcels.find(message.hash) if isinstance(message, (Piece, Result)) else None
+        self.wire.send(self.name, action.to, message, None if data is None else (message.hash, data))
 
     def _set_timer(self, action: ev.SetTimer) -> None:
         self.wire.timer(action.name, action.seconds, lambda: self.happen(ev.Timer(action.name, action.round)))

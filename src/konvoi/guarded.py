@@ -37,8 +37,8 @@ class Guarded:
     def watch(self, name: str, reaches: Callable[[str, bool], None]) -> None:
         self._wire.watch(name, self._guarded(reaches))
 
-    def send(self, sender: str, to: str, message: Any) -> None:
-        self._wire.send(sender, to, message)
+    def send(self, sender: str, to: str, message: Any, about: tuple[str, bytes] | None = None) -> None:
+        self._wire.send(sender, to, message, about)
 
     def fetch(self, name: str, peer: str, hash: str, then: Callable[[bytes | None], None]) -> None:
         self._wire.fetch(name, peer, hash, self._guarded(then))

@@ -143,8 +143,9 @@ class Wire(Protocol):
         """`reaches(peer, whether)` is called when a peer comes within reach of `name`, and when it is out of it."""
         ...
 
-    def send(self, sender: str, to: str, message: Any) -> None:
-        """It may be lost; whoever misses it asks again."""
+    def send(self, sender: str, to: str, message: Any, about: tuple[str, bytes] | None = None) -> None:
+        """It may be lost; whoever misses it asks again. `about`: a hash and what it stands for, that the message is
+        about; sent along, where it is small, so that it need not be fetched."""
         ...
 
     def fetch(self, name: str, peer: str, hash: str, then: Callable[[bytes | None], None]) -> None:

@@ -131,6 +131,33 @@ def test_what_is_fetched_is_what_is_held(ends, num_lanes, size):
     assert a.fetch("b", "00" * 16) is None
 
 
+def test_what_a_message_is_about_comes_with_it_where_it_is_small(ends):
+    a, b = ends("a"), ends("b")
+    meet(a, b)
+    for size in (0, 1, 512 << 10, (512 << 10) + 1):
+        data = os.urandom(size)
+        hash = b.keep(data)
+        b.wire.send("b", "a", b"sense", (hash, data))
+        assert a.heard.get(timeout=10) == ("b", b"sense")
+        del b.held[hash]
+        found = queue.Queue()
+        for _ in range(2):  # it is given away once
+            a.wire.fetch("a", "b", hash, found.put)
+        assert [found.get(timeout=10), found.get(timeout=10)] == [data if size <= 512 << 10 else None, None]
+
+
+def test_of_what_nobody_asks_for_the_oldest_is_dropped(ends):
+    a, b = ends("a"), ends("b")
+    meet(a, b)
+    for number in range(20):
+        b.wire.send("b", "a", b"sense", (f"{number:032x}", bytes([number])))
+        assert a.heard.get(timeout=10)
+    found = queue.Queue()
+    for number in (3, 4):
+        a.wire.fetch("a", "b", f"{number:032x}", found.put)
+    assert [found.get(timeout=10), found.get(timeout=10)] == [bytes([4]), None]
+
+
 def test_messages_overtake_what_is_fetched(ends):
     a, b = ends("a"), ends("b")
     meet(a, b)

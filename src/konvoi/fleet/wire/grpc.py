@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 
 from konvoi.errors import FleetError, KonvoiError
-from konvoi.fleet.wire.lanes import DATA, GET, MOST_SERVED, Fetching, Lane, Reach
+from konvoi.fleet.wire.lanes import ABOUT, DATA, GET, MOST_SERVED, SMALL, Fetching, Lane, Reach
 from konvoi.security.identity import Identity
 
 T = TypeVar("T")
@@ -95,9 +95,13 @@ class Peers:
             if name != self.name:
                 self._soon(functools.partial(self._dial, name, address))
 
-    def send(self, sender: str, to: str, message: Any) -> None:
-        data = b"M" + self.encode(message)
-        self._soon(lambda: self._put(to, data))
+    def send(self, sender: str, to: str, message: Any, about: tuple[str, bytes] | None = None) -> None:
+        data = self.encode(message)
+        if about is not None and len(about[1]) <= SMALL:
+            frame = b"A" + ABOUT.pack(bytes.fromhex(about[0]), len(about[1])) + about[1] + data
+        else:
+            frame = b"M" + data
+        self._soon(lambda: self._put(to, frame))
 
     def fetch(self, name: str, peer: str, hash: str, then: Callable[[bytes | None], None]) -> None:
         if re.fullmatch("[0-9a-f]{32}", hash):
@@ -283,6 +287,8 @@ class Peers:
 
     def _hear(self, lane: Lane, frame: bytes) -> None:
         kind, body = frame[:1], frame[1:]
+        if kind == b"A":
+            kind, body = b"M", self._fetching.bring(lane, body)
         if kind == b"M":
             self._receive(lane.peer, self.decode(body))
         elif kind == b"G" and len(body) == GET.size and len(lane.serving) < MOST_SERVED:

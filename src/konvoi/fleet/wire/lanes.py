@@ -14,9 +14,12 @@ RANGE = 1 << 20  # bytes asked for at a time
 ASKED = 2 << 20  # bytes a lane that are asked for and not here yet: what 160 Mbit/s hold in 100 ms
 MOST_WAITING = 256  # messages
 MOST_SERVED = 64  # requests of a peer at a time, over a lane
+SMALL = 512 << 10  # bytes that are sent along with the message about them
+MOST_BROUGHT = 16  # of these from a peer, until they are asked for
 HUSH_S = 6.0  # without a sign of life
 DATA = struct.Struct("!16sQQ")  # hash, offset, and the whole's length
 GET = struct.Struct("!16sQQ")  # hash, start, stop
+ABOUT = struct.Struct("!16sI")  # hash and length of what is in front of a message
 
 
 @dataclass(eq=False)
@@ -108,6 +111,7 @@ class Fetching:
         self.largest = largest
         self.lanes: dict[str, list[Lane]] = {}  # open ones, by peer
         self._fetches: dict[tuple[str, bytes], Fetch] = {}
+        self._brought: dict[str, dict[bytes, bytes]] = {}  # by peer and hash, along with messages
 
     def opened(self, lane: Lane) -> None:
         self.lanes.setdefault(lane.peer, []).append(lane)
@@ -123,9 +127,29 @@ class Fetching:
             if wanted is not None:
                 wanted.missing.append((at, stop))
         lane.asked.clear()
+        if not self.lanes.get(lane.peer):
+            self._brought.pop(lane.peer, None)
         self._ask_on()
 
+    def bring(self, lane: Lane, body: bytes) -> bytes:
+        """Keep what has come with a message until it is asked for; what is left is the message. Raises: MessageRefused
+        where it is cut short."""
+        if len(body) < ABOUT.size:
+            raise MessageRefused("a frame is cut short", found=f"{len(body)} bytes")
+        hash, length = ABOUT.unpack(body[: ABOUT.size])
+        if length > min(SMALL, len(body) - ABOUT.size):
+            raise MessageRefused("a frame is cut short", found=f"{len(body)} bytes", expected=f"{length} and a message")
+        of = self._brought.setdefault(lane.peer, {})
+        of[hash] = body[ABOUT.size : ABOUT.size + length]
+        while len(of) > MOST_BROUGHT:
+            del of[next(iter(of))]
+        return body[ABOUT.size + length :]
+
     def begin(self, peer: str, hash: bytes, then: Callable[[bytes | None], None]) -> None:
+        brought = self._brought.get(peer, {}).pop(hash, None)
+        if brought is not None:
+            then(brought)
+            return
         known = self._fetches.get((peer, hash))
         if known is not None:
             known.then.append(then)

@@ -31,7 +31,8 @@ class Hub:
         """What is on its way to it is lost."""
         del self._receive[name], self._find[name]
 
-    def send(self, sender: str, to: str, message: Any) -> None:
+    def send(self, sender: str, to: str, message: Any, about: tuple[str, bytes] | None = None) -> None:
+        """What it is about is fetched: that takes no time here."""
         self.after(self.delay_s, lambda: self._receive[to](sender, message) if to in self._receive else None)
 
     def fetch(self, name: str, peer: str, hash: str, then: Callable[[bytes | None], None]) -> None:
