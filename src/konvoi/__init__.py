@@ -6,6 +6,7 @@ from konvoi.job.job import Hooks, Job
 from konvoi.plan import (
     Convoy,
     Island,
+    adaptive,
     async_sgd,
     compress,
     diloco,
@@ -33,6 +34,7 @@ __all__ = [
     "Job",
     "Run",
     "adapt",
+    "adaptive",
     "async_sgd",
     "compress",
     "data",

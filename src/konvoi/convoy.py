@@ -26,7 +26,7 @@ from konvoi.plan.sync import state as st
 from konvoi.plan.sync.messages import Decided, Decision, Message, Piece, Range, Result, State, StateAsk
 from konvoi.plan.sync.round import advance
 from konvoi.state.journal import Journal
-from konvoi.tally import Tally
+from konvoi.tally import Stopwatch, Tally
 from konvoi.values import Wire
 
 
@@ -55,7 +55,7 @@ class LiveConvoy:
         state is fetched from others. So is a newcomer's, whose `first` is `Decision.unknown`."""
         self.name, self.plan, self.anchor = name, plan, anchor
         self.state = st.State(name, rules, first)
-        self.step, self.tally = 0, Tally()
+        self.step, self.tally, self.watch = 0, Tally(), Stopwatch()
         self.step_with: Callable[[Decision, list[Tensor]], None] | None = None  # takes a mean gradient
         self.refused = Counter[str]()  # messages that were of no use, by sender
         self.error: BaseException | None = None  # of another thread, for the training loop to raise
@@ -89,8 +89,9 @@ class LiveConvoy:
     # -- from the training loop ---------------------------------------------------------------------------------------
 
     def positions(self, number: int) -> tuple[Range, ...]:
-        """What to read next; fewer than asked for where the lease ends."""
+        """What the step that begins now reads; fewer than asked for where the lease ends."""
         with self._lock:
+            self.watch.step_begins()
             lease = self.state.last.lease_of(self.name)
             return leases.take(leases.without_first(lease, self.tally.samples), number)
 
@@ -98,6 +99,7 @@ class LiveConvoy:
         """A step was taken; with gradients, their sums, none was. What has to be done now waits for `catch_up`."""
         with self._lock:
             self.step += 1
+            self.watch.step_ends()
             self.tally.add(samples, weight, gradients)
             self.happen(ev.Stepped(self.step))
 
@@ -205,45 +207,39 @@ class LiveConvoy:
                 raise
             self._changed.notify_all()
 
-    def _persist(self, action: ev.Persist) -> None:
-        self._notebook.write(action.durable)
-
     def _send(self, action: ev.Send) -> None:
-        message = action.message
-        data = self._parcels.find(message.hash) if isinstance(message, (Piece, Result)) else None
-        self.wire.send(self.name, action.to, message, None if data is None else (message.hash, data))
+        self.wire.send(self.name, action.to, action.message, self._parcels.about(action.message))
 
     def _set_timer(self, action: ev.SetTimer) -> None:
         self.wire.timer(action.name, action.seconds, lambda: self.happen(ev.Timer(action.name, action.round)))
-
-    def _snapshot(self, action: ev.Snapshot) -> None:
-        self._between_steps.append(Turn(lambda: self._take(action.round)))
 
     def _take(self, round: int) -> None:
         if self.state.round != round:
             return  # it has been decided without this island
         own = self.tally.take()
+        self.watch.exchange_begins()
         self.anchor.snapshot(
             round, [g / (own.weight or 1.0) for g in own.gradients] if own.gradients is not None else None
         )
-        last, vectors = self.state.last, self.anchor.vectors()
+        last, vectors, cost = self.state.last, self.anchor.vectors(), self.watch.cost
 
         def work() -> tuple[list[bytes], str]:
-            return self.anchor.encode(round), self._library.put(last, vectors)
+            return self.anchor.encode(round, last.rung), self._library.put(last, vectors)
 
         def encoded(made: tuple[list[bytes], str]) -> None:
             names = tuple(self._parcels.keep(data) for data in made[0])
-            self.happen(ev.Snapshotted(round, own.samples, own.weight, names, made[1]))
+            self.happen(ev.Snapshotted(round, own.samples, own.weight, names, made[1], cost))
 
         self.wire.work(work, encoded)
 
     def _reduce(self, action: ev.Reduce) -> None:
         updates = [(one.weight, one.staleness, self._parcels[one.parts[action.part]]) for one in action.updates]
+        rung = self.state.last.rung
 
         def done(data: bytes) -> None:
             self.happen(ev.Summed(action.round, action.ballot, action.part, self._parcels.keep(data)))
 
-        self.wire.work(lambda: self.anchor.reduce(action.round, action.part, updates), done)
+        self.wire.work(lambda: self.anchor.reduce(action.round, action.part, updates, rung), done)
 
     def _apply(self, action: ev.Apply) -> None:
         decision, counted = action.decision, action.counted
@@ -272,6 +268,7 @@ class LiveConvoy:
         if mean is not None:
             self._move(action.decision, mean, was_counted=is_own, drop=action.counted is not None)
             self.anchor.done_with(action.decision.round, mean)
+        self.watch.exchange_ends()
         state = self.state  # which may be in a later round already
         self.is_holding = state.snapped is not None and state.step - state.snapped >= state.rules.max_ahead
 
@@ -290,10 +287,10 @@ class LiveConvoy:
 
 
 ACTIONS: dict[type, Callable[..., None]] = {
-    ev.Persist: LiveConvoy._persist,
+    ev.Persist: lambda live, action: live._notebook.write(action.durable),
     ev.Send: LiveConvoy._send,
     ev.SetTimer: LiveConvoy._set_timer,
-    ev.Snapshot: LiveConvoy._snapshot,
+    ev.Snapshot: lambda live, action: live._between_steps.append(Turn(lambda: live._take(action.round))),
     ev.Reduce: LiveConvoy._reduce,
     ev.Apply: LiveConvoy._apply,
     ev.Hold: LiveConvoy._hold_or_out,

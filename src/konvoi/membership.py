@@ -143,7 +143,9 @@ class Member:
             time.sleep(LOOK_S / 5)
 
     def last(self) -> Order:
-        """As `next`, after the last step: until the agreement that is under way is here."""
+        """As `next`, after the last step: until what was done since the last agreement is agreed on, too."""
+        if not self.live.state.is_ending:
+            self.live.happen(ev.Ending())
         order = self._look()
         if not order.is_exchange and (self.live.is_settled() or self.is_over() or self._is_left_behind()):
             self._tell()
@@ -193,7 +195,8 @@ class Member:
             if decision.round > self.told:
                 self.told = decision.round
                 counted = {update.member: update.samples for update in decision.updates}
-                self.emit(Agreed(round=decision.round, counted=counted, sent_bytes=self.wire.sent_bytes))
+                every, sent = decision.every, self.wire.sent_bytes
+                self.emit(Agreed(round=decision.round, counted=counted, sent_bytes=sent, every=every))
 
     def __enter__(self) -> Member:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from konvoi.plan.exchange.chunks import hashed
+from konvoi.plan.sync.messages import Message, Piece, Result
 from konvoi.values import Wire
 
 
@@ -24,6 +25,11 @@ class Parcels:
 
     def find(self, hash: str) -> bytes | None:
         return self._held.get(hash)
+
+    def about(self, message: Message) -> tuple[str, bytes] | None:
+        """What a message tells that is here."""
+        data = self._held.get(message.hash) if isinstance(message, (Piece, Result)) else None
+        return None if data is None else (message.hash, data)
 
     def keep(self, data: bytes) -> str:
         hash = hashed(data)

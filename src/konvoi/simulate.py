@@ -22,7 +22,9 @@ from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.island import Island
 from konvoi.plan.split.parts import Parts
+from konvoi.plan.sync import events as ev
 from konvoi.plan.sync.messages import Decision
+from konvoi.tally import Stopwatch
 from konvoi.task import Task
 from konvoi.values import Source
 
@@ -81,6 +83,7 @@ class Simulation:
         batches = Leased(self._source, seed=job.seed, collate=job.collate)
         one = Simulated(name, live, parts, learner, convoy, batches)
         convoy.step_with = functools.partial(self._step_with, one)
+        convoy.watch = Stopwatch(lambda: self.hub.now)  # by which steps take no time, so that plans stay as they are
         self.islands.append(one)
         self.convoys.append(convoy)
         return one
@@ -96,10 +99,11 @@ class Simulation:
             yield step
 
     def agree(self) -> None:
-        """Wait for what is under way; every island has the agreed weights then, without its own steps since."""
+        """Agree on what was done since the last agreement, too; every island has the agreed weights then."""
         for one in self.islands:
-            while not (one.convoy.catch_up() and one.convoy.is_settled()):
-                self.hub.run(0.05)
+            one.convoy.happen(ev.Ending())
+        while not all([one.catch_up() and one.is_settled() for one in self.convoys]):
+            self.hub.run(0.05)
         for one in self.islands:
             one.convoy.anchor.load(one.convoy.anchor.vectors())
 

@@ -1,8 +1,9 @@
-"""What an island has done since the last of its updates that was counted."""
+"""What an island has done since the last of its updates that was counted; and what agreeing costs it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,3 +57,32 @@ class Tally:
     def drop(self) -> None:
         """All of it is in, or is nobody's."""
         self.samples, self.weight, self._gradients, self._taken = 0, 0.0, None, Work()
+
+
+class Stopwatch:
+    """How long steps take here, and the last exchange, from its snapshot to its application."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._step_at = self._step_s = 0.0
+        self._exchange_at: float | None = None
+        self._exchange_s = 0.0
+
+    def step_begins(self) -> None:
+        self._step_at = self._clock()
+
+    def step_ends(self) -> None:
+        seconds = self._clock() - self._step_at
+        self._step_s = 0.8 * self._step_s + 0.2 * seconds if self._step_s else seconds
+
+    def exchange_begins(self) -> None:
+        self._exchange_at = self._clock()
+
+    def exchange_ends(self) -> None:
+        if self._exchange_at is not None:
+            self._exchange_s, self._exchange_at = self._clock() - self._exchange_at, None
+
+    @property
+    def cost(self) -> float:
+        """Of the last exchange, in steps; 0 before there was one."""
+        return self._exchange_s / self._step_s if self._step_s else 0.0

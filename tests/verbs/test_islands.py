@@ -190,6 +190,21 @@ def test_nobody_waits_for_a_slow_island_where_decisions_are_of_whoever_is_there(
 
 
 @pytest.mark.slow
+def test_where_links_are_quick_rounds_get_short_and_what_is_left_at_the_end_is_agreed_on(tmp_path):
+    plan = kv.Island() | kv.adaptive(every=16, max_comm_fraction=0.5)
+    folders = train(tmp_path, plan, steps=43, hooks=kv.Hooks(on_step=slowly))
+    found = [[*read_events(folder)] for folder in folders]
+    chosen = [[(event.round, event.every) for event in events if isinstance(event, Agreed)] for events in found]
+    assert chosen[0] == chosen[1]
+    every = [every for _, every in chosen[0] if every]
+    assert min(every) < 16
+    samples = [sum(sum(event.counted.values()) for event in events if isinstance(event, Agreed)) for events in found]
+    assert samples == [43 * small.job().global_batch] * 2
+    first, second = (weights(folder) for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
 def test_where_rounds_go_by_time_a_slow_island_sends_what_it_has(tmp_path):
     plan = kv.Island() | Convoy(every=4, pace="time", ahead=4, deadline_s=10.0)
     folders = train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=Unequally(tmp_path)))

@@ -102,6 +102,7 @@ class Agreed(Event):
     round: int
     counted: Mapping[str, int]  # whose updates are in it, and how many samples each has read for its own
     sent_bytes: int  # by this island, since its process began
+    every: int = 0  # steps of the next round, where the convoy chooses
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.island import Island
 from konvoi.plan.presets import (
+    adaptive,
     async_sgd,
     diloco,
     gossip,
@@ -17,6 +18,7 @@ __all__ = [
     "Convoy",
     "Island",
     "Plan",
+    "adaptive",
     "async_sgd",
     "diloco",
     "gossip",

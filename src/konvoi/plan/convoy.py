@@ -11,6 +11,7 @@ from typing import Any
 from konvoi.errors import PlanError, did_you_mean
 from konvoi.plan.compress import none
 from konvoi.plan.compress.codec import Codec
+from konvoi.plan.compress.ladder import Ladder
 from konvoi.plan.island import Island
 from konvoi.plan.sync.messages import Decision
 from konvoi.plan.sync.state import Rules
@@ -39,6 +40,9 @@ class Convoy:
       2311.08105). 1 and 0 is plain averaging.
     - `fragments`: parts of the model that agree in turn, each every `every` steps (arXiv 2501.18512).
     - `ahead`: steps that may be taken while an agreement is on its way; then an island waits for it.
+    - `max_comm_fraction`: the share of a round that an exchange may take. Rounds get as long, and as short, as that
+      wants, from what the islands measure; and with `compression=ladder()` the bits of a value as many. 0: all stays
+      as it is.
     - `servers`: names of processes that add up and decide, instead of the islands themselves.
     - `witness`: a third process without model or data, which breaks the tie of two islands.
     - `quorum`, `deadline_s`: so long after the first update, that share of the islands is enough; the others' work
@@ -64,6 +68,7 @@ class Convoy:
     outer_momentum: float = 0.0
     fragments: int = 1
     ahead: int = 0
+    max_comm_fraction: float = 0.0
     servers: tuple[str, ...] = ()
     witness: str = ""
     quorum: float = 0.5
@@ -87,9 +92,10 @@ class Convoy:
             raise PlanError("rounds go by steps or by time", found=self.pace, hint=did_you_mean(self.pace, PACES))
         if self.pace == "time" and (self.servers or self.is_quick):
             raise PlanError("rounds by time are of islands that agree all with all", found=", ".join(self.describe()))
-        for name, low, high in (("feedback", 0, 1), ("outer_momentum", 0, 0.9999), ("quorum", 0, 1), ("damping", 0, 8)):
-            if not low <= getattr(self, name) <= high:
-                raise PlanError(f"{name} lies between {low} and {high}", found=repr(getattr(self, name)))
+        ranges = (("feedback", 1), ("max_comm_fraction", 1), ("outer_momentum", 0.9999), ("quorum", 1), ("damping", 8))
+        for name, high in ranges:
+            if not 0 <= getattr(self, name) <= high:
+                raise PlanError(f"{name} lies between 0 and {high}", found=repr(getattr(self, name)))
         for name in ("outer_lr", "patience_s"):
             if not getattr(self, name) > 0:
                 raise PlanError(f"{name} is above 0", found=repr(getattr(self, name)))
@@ -156,7 +162,7 @@ class Convoy:
         """How far the convoy's schedule has come: where nobody waits for all, as far as its data."""
         if self.is_quick:
             return decision.samples // global_batch
-        return decision.agreements * self.steps_per_round
+        return decision.steps
 
     def rules(self, num_parts: int, lease: int) -> Rules:
         """What the machine goes by. `lease`: samples that an island reads in a round."""
@@ -170,6 +176,8 @@ class Convoy:
             patience_s=self.patience_s,
             at_once=self.at_once,
             max_staleness=self.max_staleness,
+            max_comm_fraction=self.max_comm_fraction,
+            rungs=self.compression.sizes() if isinstance(self.compression, Ladder) else (),
             max_ahead=self.ahead,
             kept=KEPT_WHERE_QUICK if self.is_quick else Rules.kept,
             servers=self.servers,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from konvoi.errors import PlanError, did_you_mean
-from konvoi.plan.compress import four_bit, int8, low_bit, none, top_k
+from konvoi.plan.compress import four_bit, int8, ladder, low_bit, none, top_k
 from konvoi.plan.compress.codec import Codec
 from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.island import Island
@@ -98,7 +98,20 @@ def stale_synchronous(*, every: int = 8, max_staleness: int = 3, **other: Any) -
     return Convoy(**{**fields, "every": every, "max_staleness": max_staleness, **other})
 
 
+def adaptive(*, max_comm_fraction: float = 0.1, every: int = 16, **other: Any) -> Convoy:
+    """Local steps, and as many of them, and as few bits, as the links want: an exchange takes at most
+    `max_comm_fraction` of a round, as measured in each. It begins with `every` steps and one bit; where links carry
+    more, it comes to an agreement at every step, in full.
+
+    >>> adaptive(max_comm_fraction=0.05).every
+    16
+    """
+    fields: dict[str, Any] = {"compression": ladder()}
+    return Convoy(**{**fields, "every": every, "max_comm_fraction": max_comm_fraction, **other})
+
+
 PRESETS: dict[str, Callable[..., Convoy]] = {
+    "adaptive": adaptive,
     "async_sgd": async_sgd,
     "convoy": Convoy,
     "diloco": diloco,
@@ -112,6 +125,7 @@ CODECS: dict[str, Callable[..., Codec]] = {
     "none": none,
     "int8": int8,
     "four_bit": four_bit,
+    "ladder": ladder,
     "low_bit": low_bit,
     "top_k": top_k,
 }

@@ -141,6 +141,8 @@ class World:
             rules, voters = replace(rules, witness="w"), (*names, "w")
         if given.family in ("all", "witness"):
             rules = replace(rules, by_time=rules.by_time or given.seed % 2 == 1)
+        if given.seed % 5 == 4:
+            rules = replace(rules, max_comm_fraction=0.3, rungs=(1, 2, 4))
         self.rules = rules
         first = Decision.first(names, tuple(sorted(voters)), LEASE)
         self.decisions[0] = first
@@ -224,7 +226,8 @@ class World:
                 digest(host.name, action.round, host.snapshots, host.life, part) for part in range(RULES.num_parts)
             )
             self.made[parts] = host.moved
-            event = ev.Snapshotted(action.round, len(host.moved), float(len(host.moved)), parts, host.model[1])
+            cost = 30 * self.random.random() if self.rules.max_comm_fraction else 0.0  # in steps
+            event = ev.Snapshotted(action.round, len(host.moved), float(len(host.moved)), parts, host.model[1], cost)
             self.push(self.now + 0.05, "event", host.name, (host.life, event))
         elif isinstance(action, ev.Reduce):
             hash = summed(host.name, action.part, [one.parts[action.part] for one in action.updates])
@@ -318,6 +321,8 @@ class World:
         elif fault.kind == "leave":
             self.seen["roster change"] += 1
             for host in who:
+                if host.alive and self.given.seed % 2:
+                    self.happen(host, ev.Ending())
                 if host.alive:
                     self.happen(host, ev.Leaving())
 

@@ -110,6 +110,7 @@ def test_decisions_tell_how_often_something_was_added_up():
         for number in sorted(world.decisions)[1:]:
             before, one = world.decisions[number - 1], world.decisions[number]
             assert one.agreements == before.agreements + bool(one.updates)
+            assert one.steps == before.steps + (before.every or world.rules.every) * bool(one.updates)
 
 
 def test_the_same_scenario_is_the_same_run():

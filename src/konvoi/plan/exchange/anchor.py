@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from konvoi.errors import MessageRefused, NonFiniteError, PlanError
+from konvoi.plan.compress.codec import Codec
+from konvoi.plan.compress.ladder import RUNGS, Ladder
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.layout import Layout
 
@@ -66,7 +68,7 @@ class Anchor:
         self._agreed_beside = self._present_beside()
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         self.layout = Layout.of(shapes, fragments=plan.fragments, num_parts=num_parts)
-        self.is_lossy = plan.compression.num_bytes(4096) < 4 * 4096 and plan.feedback > 0
+        self.is_lossy = self.codec(0).num_bytes(4096) < 4 * 4096 and plan.feedback > 0
         tensors = [p.detach() for p in parameters.values()]
         kinds = {(p.device.type, p.dtype) for p in tensors}
         if len(kinds) != 1 or not kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}:
@@ -90,9 +92,14 @@ class Anchor:
 
     def largest_part(self) -> int:
         """Bytes of an encoded part, at most."""
-        codec = self.plan.compression
+        codec = self.codec(len(RUNGS) - 1)
         sizes = [(stop - start, one.agreed.itemsize) for one in self.fragments for start, stop in one.parts]
         return max(codec.num_bytes(length, itemsize) for length, itemsize in sizes)
+
+    def codec(self, rung: int) -> Codec:
+        """The plan's, at a rung where it has several."""
+        codec = self.plan.compression
+        return codec.at(rung) if isinstance(codec, Ladder) else codec
 
     def of_round(self, round: int) -> Fragment:
         """The fragment that agrees in a round."""
@@ -148,13 +155,13 @@ class Anchor:
         one.taken = one.present() if gradient is None else torch.cat([g.reshape(-1) for g in gradient])
 
     @torch.no_grad()
-    def encode(self, round: int) -> list[bytes]:
+    def encode(self, round: int, rung: int = 0) -> list[bytes]:
         """The snapshot's update, part by part: agreed weights minus present ones, or the gradient; so both are to be
         stepped against. None where the others have decided before it came to this.
 
         Raises: NonFiniteError.
         """
-        one, codec = self.of_round(round), self.plan.compression
+        one, codec = self.of_round(round), self.codec(rung)
         taken = one.taken
         if taken is None:
             return []
@@ -181,13 +188,13 @@ class Anchor:
     # -- as the owner of a part -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def reduce(self, round: int, part: int, updates: Sequence[tuple[float, int, bytes]]) -> bytes:
+    def reduce(self, round: int, part: int, updates: Sequence[tuple[float, int, bytes]], rung: int = 0) -> bytes:
         """The weighted mean of a part, added up in the order that is given, and encoded once. `updates`: of each its
         weight, staleness and bytes.
 
         Raises: MessageRefused for a part that cannot be read.
         """
-        one, codec = self.of_round(round), self.plan.compression
+        one, codec = self.of_round(round), self.codec(rung)
         start, stop = one.parts[part]
         like = one.agreed[start:stop]
         total = sum(weight for weight, _, _ in updates) or 1.0

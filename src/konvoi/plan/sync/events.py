@@ -34,6 +34,7 @@ class Snapshotted:
     weight: float
     parts: tuple[str, ...]
     anchor: str = ""  # hash of the state that it moved from
+    cost: float = 0.0  # of the last exchange, in steps; 0: not known
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """No step follows: what was done since the last snapshot is offered now, however few steps it has."""
+
+
+@dataclass(frozen=True)
 class Leaving:
     """A person, or the machine's shutdown, wants this island to leave."""
 
@@ -86,7 +92,7 @@ class Found:
     peer: str
 
 
-Event = Started | Stepped | Snapshotted | Summed | Fetched | Timer | Received | Leaving | Lost | Found
+Event = Started | Stepped | Snapshotted | Summed | Fetched | Timer | Received | Ending | Leaving | Lost | Found
 
 
 # -- what is done ----------------------------------------------------------------------------------------------------

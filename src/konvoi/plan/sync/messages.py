@@ -21,6 +21,7 @@ class Update:
     parts: tuple[str, ...]  # hashes of the encoded parts
     anchor: str = ""  # hash of the state that it moved from
     since: int = 0  # the decision in which the member's work was counted last, or with which it began
+    cost: float = 0.0  # of the member's last exchange, in steps of its own; 0: not known
 
     @property
     def staleness(self) -> int:
@@ -48,6 +49,9 @@ class Decision:
     returned: tuple[Range, ...] = ()  # leased to members that are gone, and not yet leased again
     anchor: str = ""  # hash of the state that the updates moved from; "" where there are none
     agreements: int = 0  # decisions so far in which something was added up
+    steps: int = 0  # of the convoy's schedule, behind these agreements
+    every: int = 0  # steps of the next round; 0: as many as the plan says
+    rung: int = 0  # with which the next round's updates and sums are encoded, where the plan has several
 
     @cached_property
     def id(self) -> str:

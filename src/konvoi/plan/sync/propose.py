@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from konvoi.plan.sync import leases
+from konvoi.plan.sync import leases, pace
 from konvoi.plan.sync.events import Action, Send, SetTimer
 from konvoi.plan.sync.messages import (
     Accepted,
@@ -241,7 +241,9 @@ def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:
     if not s.rules.servers:
         stay = ({*last.voters} | {*counted}) & {*members}  # newcomers from their first counted update on
         voters = tuple(sorted((stay or {*members}) | ({s.rules.witness} & {*last.voters}))) or last.voters
-    given, cursor, returned = leases.next_leases(last, members, counted, s.rules.lease)
+    every, rung = pace.following(s.rules, last, select.updates)
+    lease = -(-s.rules.lease * (every or s.rules.every) // s.rules.every)
+    given, cursor, returned = leases.next_leases(last, members, counted, lease)
     anchor = select.updates[0].anchor if select.updates else ""
     return Decision(
         s.round,
@@ -256,4 +258,7 @@ def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:
         returned,
         anchor,
         last.agreements + bool(select.updates),
+        last.steps + s.every * bool(select.updates),
+        every,
+        rung,
     )

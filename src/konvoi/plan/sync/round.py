@@ -22,6 +22,7 @@ from konvoi.plan.sync import hearing, propose
 from konvoi.plan.sync.events import (
     Action,
     Apply,
+    Ending,
     Event,
     Fetch,
     Fetched,
@@ -93,7 +94,7 @@ def _hold(s: State, out: list[Action]) -> None:
 
 def _snapshotted(s: State, out: list[Action], event: Snapshotted) -> None:
     if event.round == s.round and s.snapped is not None and s.own is None:  # else of a round that has ended
-        s.own = Update(s.me, s.last.round, event.samples, event.weight, event.parts, event.anchor, s.since)
+        s.own = Update(s.me, s.last.round, event.samples, event.weight, event.parts, event.anchor, s.since, event.cost)
         _offer(s, out)
 
 
@@ -126,6 +127,10 @@ def _fetched(s: State, out: list[Action], event: Fetched) -> None:
         _be_patient(s, out)
     s.snapped = s.own = None  # of the model that was here before
     s.stands, s.began, s.since = True, s.step, s.last.round
+
+
+def _ending(s: State, out: list[Action], event: Ending) -> None:
+    s.is_ending = True
 
 
 def _leaving(s: State, out: list[Action], event: Leaving) -> None:
@@ -196,6 +201,7 @@ EVENTS: dict[type, Callable[..., None]] = {
     Snapshotted: _snapshotted,
     Summed: _summed,
     Fetched: _fetched,
+    Ending: _ending,
     Leaving: _leaving,
     Timer: _timer,
 }
@@ -229,8 +235,8 @@ def _see_to_it(s: State, out: list[Action]) -> None:
 
 
 def _is_time(s: State) -> bool:
-    least = 1 if s.rules.by_time and s.offers else s.rules.every
-    return s.step - s.began >= least
+    is_soon = s.is_ending or (s.rules.by_time and bool(s.offers))
+    return s.step - s.began >= (1 if is_soon else s.every)
 
 
 def _may_vote(s: State, decision: Decision) -> bool:
@@ -253,7 +259,7 @@ def _apply(s: State, out: list[Action], decision: Decision) -> None:
     if counted is not None:  # who comes too late offers the same work, and what it has done since, at once
         s.since = decision.round
         last_step = s.step if snapped is None else snapped
-        s.began = max(last_step, s.step - s.rules.every + 1)  # an update has a step of its own, however late this comes
+        s.began = max(last_step, s.step - s.every + 1)  # an update has a step of its own, however late this comes
     known = {hash for one in kept for hash in one.results}
     s.held = frozenset(hash for hash in s.held if hash in known)
     if was_member and not s.is_member:

@@ -24,6 +24,8 @@ class Rules:
     beat_s: float = 2.0  # between looks at what is missing
     at_once: int = 0  # updates that a round adds up, at most; the stalest of those there first; 0: all
     max_staleness: int = 0  # members whose work is as stale as this are waited for; 0: none
+    max_comm_fraction: float = 0.0  # of a round, for an exchange: rounds get as long as that wants; 0: `every`
+    rungs: tuple[float, ...] = ()  # bytes of a value, of the codecs that may be taken for it
     max_ahead: int = 100  # steps behind a snapshot without a decision; then the island waits
     evict_after: int = 3  # rounds in which nothing was heard of a member
     kept: int = 8  # decisions whose results are kept for those who are behind
@@ -53,6 +55,7 @@ class State:
     promised: int = -1  # no ballot below this is voted in
     vote: Vote | None = None
     stands: bool = True  # whether the model here is that of `last`
+    is_ending: bool = False  # no step follows
     leaving: bool = False
     is_out: bool = False
 
@@ -105,6 +108,11 @@ class State:
     def round(self) -> int:
         """The one that is to be decided."""
         return self.last.round + 1
+
+    @property
+    def every(self) -> int:
+        """Steps of this round."""
+        return self.last.every or self.rules.every
 
     @property
     def is_voter(self) -> bool:
