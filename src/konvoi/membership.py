@@ -57,6 +57,7 @@ class Member:
         self.given, self.is_over, self.emit = given, place.stop_requested, emit
         self.pace, self.dialed, self.banned = Pace(), set[str](), set[str]()
         self.said: set[tuple[str, str]] = set()  # who was refused, and why
+        self.until = 0.0  # for a last agreement, where a stop was asked for
         folder = given.folder / given.name
         public = given.federation.public if given.federation is not None else ""
         port = public.rpartition(":")[2] or "0"
@@ -147,7 +148,9 @@ class Member:
         if not self.live.state.is_ending:
             self.live.happen(ev.Ending())
         order = self._look()
-        if not order.is_exchange and (self.live.is_settled() or self.is_over() or self._is_left_behind()):
+        self.until = self.until or time.monotonic() + LEAVE_S
+        is_late = self.is_over() and time.monotonic() > self.until
+        if not order.is_exchange and (self.live.is_settled() or is_late or self._is_left_behind()):
             self._tell()
             return Order(is_over=True)
         if not order.is_exchange:

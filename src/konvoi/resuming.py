@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from konvoi.job.job import Prepared
+from konvoi.learner import Learner
+from konvoi.plan.split.parts import Parts
 
 CONSEQUENCES = {
     "seed": "the order of samples and everything random is another one from here",
@@ -42,3 +45,13 @@ def packed(state: Any) -> str | None:
 
 def unpacked(text: str | None) -> Any:
     return None if text is None else pickle.loads(base64.b64decode(text))
+
+
+def load(path: Path, learner: Learner, parts: Parts, num_workers: int) -> list[str]:
+    """Read a checkpoint; returns the names of what it does not have. Every worker calls it."""
+    from konvoi.state import shards  # loads DCP, which only resuming needs at once
+
+    learner.allocate()
+    missing = shards.read(path, learner.tensors(), num_workers=num_workers)
+    parts.refresh()
+    return missing

@@ -6,9 +6,11 @@ import torch
 
 from konvoi.fleet.worker import Place
 from konvoi.island import enter
-from konvoi.learner import Follower
+from konvoi.learner import Follower, Learner
 from konvoi.membership import Member
 from konvoi.mirror import Mirror
+from konvoi.resuming import load
+from konvoi.state.record import whole_checkpoints
 from konvoi.task import Outcome, Task
 
 
@@ -25,7 +27,10 @@ def work(place: Place, task: Task) -> Outcome:
         parts = island.split(job.model, job.objective, seed=job.seed, freeze=job.freeze)
         # As the islands', so that what it fetches from them, should it have fallen behind, can be read.
         follows = given.plan.updates == "gradients"
-        beside = Follower(job, parts, task.prepared.num_steps).state if follows else ()
+        learner = (Follower if follows else Learner)(job, parts, task.prepared.num_steps)
+        if task.resume:
+            load(whole_checkpoints(task.newest / "checkpoints")[-1][1], learner, parts, 1)
+        beside = learner.state if isinstance(learner, Follower) else ()
         with Member(given, Mirror(island, parts).tensors, place, place.send, beside=beside) as member:
             member.serve()
     return _outcome(place)

@@ -22,7 +22,7 @@ from konvoi.observe.events import CheckpointSaved, Evaluated, Ready, Sampled, St
 from konvoi.plan.precision import LossScale
 from konvoi.plan.split.materialize import key
 from konvoi.profiling import traced
-from konvoi.resuming import changes, order, packed, unpacked
+from konvoi.resuming import changes, load, order, packed, unpacked
 from konvoi.state import checkpoint
 from konvoi.state.record import whole_checkpoints
 from konvoi.task import Outcome, Task
@@ -253,18 +253,15 @@ class Session:
 
     def _restore(self) -> int:
         """Read the newest whole checkpoint; returns its step, 0 where there is none."""
-        whole = whole_checkpoints(self.checkpoints.folder)
+        is_again = bool(self.island.place.attempt)  # by then it has checkpoints of its own
+        whole = whole_checkpoints((self.task.folder if is_again else self.task.newest) / "checkpoints")
         newest = self.island.gather_objects(whole[-1] if whole else None)[0]
         if newest is None:
             return 0
         step, path = newest
         facts = checkpoint.facts_of(path)
         check_same_model(facts["shapes"], self.shapes)
-        from konvoi.state import shards  # loads DCP, which only resuming needs at once
-
-        self.learner.allocate()
-        missing = shards.read(path, self.learner.tensors(), num_workers=self.island.place.num_workers)
-        self.parts.refresh()
+        missing = load(path, self.learner, self.parts, self.island.place.num_workers)
         for note in (*self.learner.begin_anew(missing), *changes(facts["order"], order(self.task.prepared))):
             self.emit(Warned(message=f"resuming from step {step}: {note}"))
         self.best_loss = facts["best_loss"] if facts["best_loss"] is not None else math.inf

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -17,12 +19,12 @@ from konvoi.observe.sinks.jsonl import read_events
 from konvoi.plan import compress
 from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.presets import diloco, local_sgd, parameter_server
-from konvoi.state import shards
+from konvoi.state import record, shards
 from tests import small
 
 
 def weights(folder):
-    (newest,) = (folder / "checkpoints").glob("step-*")
+    _, newest = record.whole_checkpoints(folder / "checkpoints")[-1]
     model = kv.models.mlp((12, 12), input_shape=(6,), num_outputs=2)()
     state = {f"model.{name}": torch.zeros_like(p) for name, p in model.named_parameters()}
     shards.read(newest, state, num_workers=1)
@@ -138,6 +140,62 @@ def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(t
     back = next(n for n, event in enumerate(hit) if isinstance(event, StateFetched))
     together = [event for event in hit[back:] if isinstance(event, Agreed) and len(event.counted) == 2]
     assert len(together) >= 3
+
+
+def resume(tmp_path, plan, number=2, **fields):
+    fleet = kv.fleet.local(number, islands=number, oversubscribe=True)
+    kv.train(small.job(**fields), plan, fleet, folder=tmp_path, resume="run", sinks=[], checkpoint_every=0)
+    return islands(tmp_path / "run", number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("convoy", [Convoy(every=5), parameter_server()], ids=repr)
+def test_a_run_that_has_ended_goes_on_as_if_it_had_not(tmp_path, convoy):
+    """With an optimizer that remembers nothing: each island's own memory is that of one island."""
+    sgd = {"optimizer": kv.optimizers.sgd(lr=0.1), "schedule": kv.schedules.constant()}
+    plan = kv.Island() | convoy
+    expected = weights(train(tmp_path, plan, name="whole", steps=20, **sgd)[0])
+    train(tmp_path, plan, steps=10, **sgd)
+    folders = resume(tmp_path, plan, steps=20, **sgd)
+    for folder in folders:
+        found = weights(folder)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=name)
+        steps = [event.step for event in read_events(folder) if isinstance(event, StepDone)]
+        assert steps == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_islands_from_the_farthest_of_them(tmp_path):
+    plan = kv.Island() | Convoy(every=5)
+    train(tmp_path, plan, steps=10)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # as if the first had been killed before it saved anything
+    folders = resume(tmp_path, plan, number=4, steps=20)
+    first, *others = (weights(folder) for folder in folders)
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+    for folder in folders[2:]:
+        assert [event.step for event in read_events(folder) if isinstance(event, StepDone)] == list(range(11, 21))
+
+
+@pytest.mark.slow
+def test_a_stop_agrees_and_saves_and_the_run_goes_on(tmp_path):
+    plan = kv.Island() | Convoy(every=1000)
+
+    def on_step(done):
+        time.sleep(0.05)
+        if done.step == 12 and not (tmp_path / "asked").exists():
+            (tmp_path / "asked").touch()
+            os.kill(parent, signal.SIGINT)
+
+    parent = os.getpid()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=on_step))
+    stopped = [weights(folder) for folder in islands(tmp_path / "run", 2)]
+    assert all(torch.equal(stopped[0][name], stopped[1][name]) for name in stopped[0])
+    folders = resume(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=on_step))
+    found = [*read_events(folders[0])]
+    assert [event.step for event in found if isinstance(event, StepDone)] == list(range(1, 61))
+    assert [event for event in found if isinstance(event, Agreed)]
 
 
 @pytest.mark.slow

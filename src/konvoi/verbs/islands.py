@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import shutil
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from konvoi.errors import PlanError
@@ -40,20 +41,23 @@ class OneIsland:
     outcome: Outcome | None = None
 
 
-def memberships(prepared: Prepared, plan: Convoy, names: Sequence[str], folder: Path, batch: int) -> list[Membership]:
+def memberships(
+    prepared: Prepared, plan: Convoy, names: Sequence[str], folder: Path, batch: int, start: int = 0
+) -> list[Membership]:
     """For the islands that a convoy begins with, and behind them those who help; each gets its identity, in a folder of
-    its own."""
+    its own. `start`: steps that were taken before."""
     from konvoi.security.identity import Authority
 
-    told = repr((prepared.describe(), plan.hash, names))
+    told = repr((prepared.describe(), plan.hash, names, start))
     run = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     authority = Authority.make(run)
     everybody, adding_up = (*names, *plan.helpers), plan.servers or tuple(names)
     for name in everybody:
         authority.issue(name).save(folder / name)
     voters = (*adding_up, plan.witness) if plan.witness else adding_up
-    first = Decision.first(tuple(names), voters, batch * plan.steps_per_round)
     total = batch * len(names)
+    lease = batch * plan.steps_per_round
+    first = Decision.first(tuple(names), voters, lease, start=start * total, steps=start)
     return [Membership(name, plan, first, batch, total, len(adding_up), run, folder) for name in everybody]
 
 
@@ -93,10 +97,10 @@ def train_islands(
     """Train every island to its end, and return the first one's run, below which the others lie.
 
     One that dies comes back by itself, and fetches the agreed state from the others. One that fails for good stops
-    them. Raises: the first failure; KeyboardInterrupt or SystemExit after a stop that was asked for.
+    them. A run that is resumed goes on from the newest checkpoint of any island, on all of them, another number too; the
+    outer step's momentum, and what encodings have left out, begin anew. Raises: the first failure; KeyboardInterrupt or
+    SystemExit after a stop that was asked for.
     """
-    if keeping.resume:
-        raise PlanError("a convoy's run cannot be resumed yet", hint="start a new one")
     names = [f"island-{number}" for number in range(fleet.islands)]
     everybody = [*names, *plan.convoy.helpers]
     sites = [(fleet.sites or (None,))[number % max(1, len(fleet.sites))] for number in range(len(everybody))]
@@ -118,20 +122,30 @@ def train_islands(
                 found=f"{num_workers} workers for {fleet.islands} islands of {each}",
                 hint=f"kv.fleet.local({each * fleet.islands}, islands={fleet.islands})",
             )
-        here = record.create(keeping.root, keeping.name)
+        root, again = keeping.root, keeping.resume
+        here = record.find(root, again) if again else record.create(root, keeping.name)
         folders = [here.folder, *(here.folder / "islands" / name for name in everybody[1:])]
         stack.enter_context(here.alone())
         stop = stack.enter_context(stop_signals())
-        given = memberships(prepared, plan.convoy, names, (here.folder / "convoy").resolve(), batch)
-        islands = []
+        start, newest = farthest([here.folder, *(here.folder / "islands").glob("*")]) if again else (0, None)
+        if newest is not None:
+            from konvoi.trained import check_resumable  # loads torch
+
+            check_resumable(job, record.Record(newest))
+        convoy = (here.folder / "convoy").resolve()
+        shutil.rmtree(convoy, ignore_errors=True)  # of the run that is gone on with
+        given = memberships(prepared, plan.convoy, names, convoy, batch, start)
+        islands, new = [], dataclasses.replace(keeping, resume=False)
         for name, site, agent, folder, membership in zip(everybody, sites, agents, folders, given, strict=True):
             if site:
                 membership = dataclasses.replace(membership, address=site.address)
             is_helper = name in plan.convoy.helpers
             inside, size = (Island(precision=plan.island.precision), 1) if is_helper else (plan.island, each)
-            task = checked(prepared, inside, size, record.Record(folder), keeping, kind, batch=batch)
+            task = checked(prepared, inside, size, record.Record(folder), new, kind, batch=batch)
             lines = (*task.derived, *plan.convoy.derived(membership.batch, prepared.num_steps))
-            task = dataclasses.replace(task, membership=membership, derived=lines)
+            task = dataclasses.replace(
+                task, membership=membership, derived=lines, resume=newest is not None, restore_from=newest
+            )
             sinks = keeping.sinks if name == names[0] else ()
             recording = stack.enter_context(Recording(record.Record(folder), task, sinks))
             where = f"at {site.address}" if site else f"on {kind}"
@@ -140,9 +154,15 @@ def train_islands(
             islands.append(OneIsland(name, task, agent, recording, entry))
         run_all(islands, fleet, lambda: how_soon(stop))
     if stop and any(one.outcome is not None and one.outcome.reason == "stopped" for one in islands):
-        saved = "each island has saved its weights; a convoy's run cannot be gone on with yet"
-        raise KeyboardInterrupt(saved) if stop[0] == signal.SIGINT else SystemExit(128 + stop[0])
+        raise KeyboardInterrupt if stop[0] == signal.SIGINT else SystemExit(128 + stop[0])
     return here
+
+
+def farthest(folders: Iterable[Path]) -> tuple[int, Path | None]:
+    """The newest checkpoint of these runs: its step, and whose it is."""
+    steps = {folder.resolve(): record.Record(folder).newest_step() for folder in folders}
+    found = [(step, folder) for folder, step in steps.items() if step is not None]
+    return max(found, key=lambda one: one[0], default=(0, None))
 
 
 def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[], int]) -> None:

@@ -117,7 +117,7 @@ class Recording:
                 plan=task.describe_plan(),
                 fleet=fleet,
                 num_steps=task.prepared.num_steps,
-                resumed_from=self.record.newest_step() if task.resume else None,
+                resumed_from=record.Record(task.newest).newest_step() if task.resume else None,
                 derived=(
                     *task.prepared.derived,
                     *task.derived,
