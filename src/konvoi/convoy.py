@@ -95,6 +95,11 @@ class LiveConvoy:
             lease = self.state.last.lease_of(self.name)
             return leases.take(leases.without_first(lease, self.tally.samples), number)
 
+    def reading(self) -> leases.Reading:
+        """What is to be read behind the weights that are here."""
+        with self._lock:
+            return leases.Reading.of(self.state.last, self.name, self.tally.samples)
+
     def stepped(self, samples: int, weight: float, gradients: Sequence[Tensor] = ()) -> None:
         """A step was taken; with gradients, their sums, none was. What has to be done now waits for `catch_up`."""
         with self._lock:
@@ -208,7 +213,7 @@ class LiveConvoy:
             self._changed.notify_all()
 
     def _send(self, action: ev.Send) -> None:
-        self.wire.send(self.name, action.to, action.message, self._parcels.about(action.message))
+        self.wire.send(self.name, action.to, action.message, self._parcels.about(action.to, action.message))
 
     def _set_timer(self, action: ev.SetTimer) -> None:
         self.wire.timer(action.name, action.seconds, lambda: self.happen(ev.Timer(action.name, action.round)))
@@ -218,9 +223,7 @@ class LiveConvoy:
             return  # it has been decided without this island
         own = self.tally.take()
         self.watch.exchange_begins()
-        self.anchor.snapshot(
-            round, [g / (own.weight or 1.0) for g in own.gradients] if own.gradients is not None else None
-        )
+        self.anchor.snapshot(round, own.mean())
         last, vectors, cost = self.state.last, self.anchor.vectors(), self.watch.cost
 
         def work() -> tuple[list[bytes], str]:
@@ -244,21 +247,18 @@ class LiveConvoy:
     def _apply(self, action: ev.Apply) -> None:
         decision, counted = action.decision, action.counted
         is_own = counted is not None and counted == action.own
-        if is_own:
-            self.tally.counted()
-        elif counted is not None:  # from before a crash: what is here now was made of the same samples
-            self.tally.drop()
-        else:
-            self.tally.not_counted()
+        self.tally.decided(was_counted=counted is not None, is_from_here=is_own)
         results = [self._parcels[hash] for hash in decision.results]
         self._parcels.keep_only({hash for one in (*self.state.kept, decision) for hash in one.results})
         turn = Turn(lambda: self._go_on(action, is_own, None))
         self._between_steps.append(turn)
         if not results:
+            self.watch.exchange_ends()
             return
         turn.is_ready = False
 
         def decoded(mean: Tensor) -> None:
+            self.watch.exchange_ends()
             turn.call, turn.is_ready = lambda: self._go_on(action, is_own, mean), True
             self._changed.notify_all()
 
@@ -268,7 +268,6 @@ class LiveConvoy:
         if mean is not None:
             self._move(action.decision, mean, was_counted=is_own, drop=action.counted is not None)
             self.anchor.done_with(action.decision.round, mean)
-        self.watch.exchange_ends()
         state = self.state  # which may be in a later round already
         self.is_holding = state.snapped is not None and state.step - state.snapped >= state.rules.max_ahead
 

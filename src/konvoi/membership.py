@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,8 +137,10 @@ class Member:
 
     def serve(self) -> None:
         """As a server, until the islands have taken their last steps or have left, or a stop is asked for."""
-        islands = self.given.first.members
-        while not self.is_over() and not self.meeting.all_done(islands):
+        islands, until = self.given.first.members, math.inf
+        while time.monotonic() < until and not self.meeting.all_done(islands):
+            if self.is_over() and until == math.inf:
+                until = time.monotonic() + 2 * LEAVE_S  # for what the islands agree on at a stop
             if self.live.look(0):
                 self.live.catch_up()
             self._tell()

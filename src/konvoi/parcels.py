@@ -15,6 +15,7 @@ class Parcels:
     def __init__(self, name: str, wire: Wire) -> None:
         self._name, self._wire = name, wire
         self._held: dict[str, bytes] = {}
+        self._told: set[tuple[str, str]] = set()  # to whom, and what
         self._coming: set[tuple[str, str]] = set()  # from whom, and what
 
     def __contains__(self, hash: str) -> bool:
@@ -26,10 +27,15 @@ class Parcels:
     def find(self, hash: str) -> bytes | None:
         return self._held.get(hash)
 
-    def about(self, message: Message) -> tuple[str, bytes] | None:
-        """What a message tells that is here."""
-        data = self._held.get(message.hash) if isinstance(message, (Piece, Result)) else None
-        return None if data is None else (message.hash, data)
+    def about(self, peer: str, message: Message) -> tuple[str, bytes] | None:
+        """What a message tells that is here; once to each peer, who can fetch it should it be lost."""
+        if not isinstance(message, (Piece, Result)) or (peer, message.hash) in self._told:
+            return None
+        data = self._held.get(message.hash)
+        if data is None:
+            return None
+        self._told.add((peer, message.hash))
+        return message.hash, data
 
     def keep(self, data: bytes) -> str:
         hash = hashed(data)
@@ -38,6 +44,7 @@ class Parcels:
 
     def keep_only(self, hashes: Collection[str]) -> None:
         self._held = {hash: data for hash, data in self._held.items() if hash in hashes}
+        self._told = {(peer, hash) for peer, hash in self._told if hash in hashes}
 
     def fetch(self, peer: str, hash: str, then: Callable[[bool], None]) -> None:
         """`then(True)` is called when it is here, `then(False)` when something else has come."""

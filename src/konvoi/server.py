@@ -10,7 +10,6 @@ from konvoi.learner import Follower, Learner
 from konvoi.membership import Member
 from konvoi.mirror import Mirror
 from konvoi.resuming import load
-from konvoi.state.record import whole_checkpoints
 from konvoi.task import Outcome, Task
 
 
@@ -28,8 +27,8 @@ def work(place: Place, task: Task) -> Outcome:
         # As the islands', so that what it fetches from them, should it have fallen behind, can be read.
         follows = given.plan.updates == "gradients"
         learner = (Follower if follows else Learner)(job, parts, task.prepared.num_steps)
-        if task.resume:
-            load(whole_checkpoints(task.newest / "checkpoints")[-1][1], learner, parts, 1)
+        if task.restore_from is not None:
+            load(task.restore_from[1], learner, parts, 1)
         beside = learner.state if isinstance(learner, Follower) else ()
         with Member(given, Mirror(island, parts).tensors, place, place.send, beside=beside) as member:
             member.serve()

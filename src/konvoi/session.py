@@ -235,6 +235,7 @@ class Session:
             "num_worse": self.num_worse,
             "evaluated_step": self.evaluated_step,
             "scale": dataclasses.asdict(self.island.scale) if self.island.scale else None,
+            "convoy": self.team.reading() if self.team is not None else None,
         }
         self.checkpoints.save(step, self.learner.tensors(), facts, is_best=is_best)
         self.saved_step = step
@@ -253,9 +254,9 @@ class Session:
 
     def _restore(self) -> int:
         """Read the newest whole checkpoint; returns its step, 0 where there is none."""
-        is_again = bool(self.island.place.attempt)  # by then it has checkpoints of its own
-        whole = whole_checkpoints((self.task.folder if is_again else self.task.newest) / "checkpoints")
-        newest = self.island.gather_objects(whole[-1] if whole else None)[0]
+        given = self.task.restore_from
+        whole = whole_checkpoints(self.checkpoints.folder) if given is None or self.island.place.attempt else []
+        newest = self.island.gather_objects(max([*whole, *([given] if given else [])], default=None))[0]
         if newest is None:
             return 0
         step, path = newest
@@ -289,7 +290,7 @@ class Session:
             self.emit(Warned(message=f"this run {ended} at step {step}: nothing to do; resume with {hint} to go on"))
         if reason != "stopped" and self.job.validate_every != 0 and self.evaluated_step != step:
             self.evaluate(step)
-        if step > self.saved_step:
+        if step > self.saved_step or (self.team is not None and not self.was_over):  # with what was agreed on at last
             self.save(step)
         self.checkpoints.wait()
         # Worker 0 publishes the checkpoint: under torchrun the others would look for it in their next line.

@@ -102,8 +102,10 @@ class Simulation:
         """Agree on what was done since the last agreement, too; every island has the agreed weights then."""
         for one in self.islands:
             one.convoy.happen(ev.Ending())
-        while not all([one.catch_up() and one.is_settled() for one in self.convoys]):
+        while not all(one.is_settled() for one in self.convoys):
             self.hub.run(0.05)
+            for one in self.convoys:
+                one.catch_up()
         for one in self.islands:
             one.convoy.anchor.load(one.convoy.anchor.vectors())
 

@@ -18,6 +18,10 @@ class Work:
     weight: float = 0.0
     gradients: list[Tensor] | None = None  # their sum
 
+    def mean(self) -> list[Tensor] | None:
+        """Of the gradients."""
+        return None if self.gradients is None else [g / (self.weight or 1.0) for g in self.gradients]
+
 
 class Tally:
     """Samples, weight and, where those are sent, gradients. What a snapshot has taken is tentative until its round is
@@ -42,15 +46,14 @@ class Tally:
         self._gradients = None
         return self._taken
 
-    def counted(self) -> None:
-        """What was taken is in."""
-        self.samples -= self._taken.samples
-        self.weight -= self._taken.weight
-        self._taken = Work()
-
-    def not_counted(self) -> None:
-        """What was taken goes into the next update."""
-        if self._taken.gradients is not None:
+    def decided(self, *, was_counted: bool, is_from_here: bool) -> None:
+        """What was taken is in the sum; or goes into the next; or something from before a crash is in, which was made
+        of the same samples."""
+        if is_from_here:
+            self.samples, self.weight = self.samples - self._taken.samples, self.weight - self._taken.weight
+        elif was_counted:
+            self.drop()
+        elif self._taken.gradients is not None:
             self.add(0, 0.0, self._taken.gradients)
         self._taken = Work()
 
@@ -60,7 +63,8 @@ class Tally:
 
 
 class Stopwatch:
-    """How long steps take here, and the last exchange, from its snapshot to its application."""
+    """How long steps take here, from reading their data to the weights' move, and the last exchange, from its snapshot
+    to the sum."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

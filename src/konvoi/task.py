@@ -51,12 +51,7 @@ class Task:
     profile: bool = False
     derived: tuple[str, ...] = ()  # what the plan decided, for a person
     membership: Membership | None = None
-    restore_from: Path | None = None  # another run's folder, of which the newest checkpoint is gone on from
-
-    @property
-    def newest(self) -> Path:
-        """Where the checkpoint is that is gone on from."""
-        return self.restore_from or self.folder
+    restore_from: tuple[int, Path] | None = None  # another run's checkpoint that is gone on from, and its step
 
     def describe_plan(self) -> dict[str, Any]:
         """The fields of the plan that differ from their defaults."""

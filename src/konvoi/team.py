@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
@@ -73,6 +74,10 @@ class Team:
             self._follow(order)
             if order.is_over or order.ranges:
                 return order
+
+    def reading(self) -> dict[str, Any] | None:
+        """How far the convoy has come in its data, on the first worker."""
+        return dataclasses.asdict(self.member.live.reading()) if self.member is not None else None
 
     def step(self, own: int) -> int:
         """The number of the next step: of this island's own count, or where it has just come to a state that the others

@@ -6,11 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
+import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from konvoi.errors import PlanError
 from konvoi.fleet.crew import AgentHandle
@@ -20,7 +23,8 @@ from konvoi.job.job import Job, Prepared, prepare
 from konvoi.observe.events import Event, StepDone
 from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.island import Island
-from konvoi.plan.sync.messages import Decision
+from konvoi.plan.sync import leases
+from konvoi.plan.sync.messages import Decision, Range
 from konvoi.state import record
 from konvoi.task import Membership, Outcome, Task
 from konvoi.values import Source
@@ -42,13 +46,13 @@ class OneIsland:
 
 
 def memberships(
-    prepared: Prepared, plan: Convoy, names: Sequence[str], folder: Path, batch: int, start: int = 0
+    prepared: Prepared, plan: Convoy, names: Sequence[str], folder: Path, batch: int, was: tuple[int, Any] | None = None
 ) -> list[Membership]:
     """For the islands that a convoy begins with, and behind them those who help; each gets its identity, in a folder of
-    its own. `start`: steps that were taken before."""
+    its own. `was`: steps that were taken before, and what the checkpoint says of the data."""
     from konvoi.security.identity import Authority
 
-    told = repr((prepared.describe(), plan.hash, names, start))
+    told = repr((prepared.describe(), plan.hash, names, was))
     run = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     authority = Authority.make(run)
     everybody, adding_up = (*names, *plan.helpers), plan.servers or tuple(names)
@@ -57,7 +61,10 @@ def memberships(
     voters = (*adding_up, plan.witness) if plan.witness else adding_up
     total = batch * len(names)
     lease = batch * plan.steps_per_round
-    first = Decision.first(tuple(names), voters, lease, start=start * total, steps=start)
+    first = Decision.first(tuple(names), voters, lease)
+    if was is not None:
+        read = reading(was[1]) or leases.Reading((), was[0] * total)
+        first = leases.begin_anew(read, tuple(names), voters, lease, was[0])
     return [Membership(name, plan, first, batch, total, len(adding_up), run, folder) for name in everybody]
 
 
@@ -97,9 +104,9 @@ def train_islands(
     """Train every island to its end, and return the first one's run, below which the others lie.
 
     One that dies comes back by itself, and fetches the agreed state from the others. One that fails for good stops
-    them. A run that is resumed goes on from the newest checkpoint of any island, on all of them, another number too; the
-    outer step's momentum, and what encodings have left out, begin anew. Raises: the first failure; KeyboardInterrupt or
-    SystemExit after a stop that was asked for.
+    them. A run that is resumed goes on from the newest checkpoint of any island, on all of them, another number too;
+    the outer step's momentum, and what encodings have left out, begin anew. Raises: the first failure;
+    KeyboardInterrupt or SystemExit after a stop that was asked for.
     """
     names = [f"island-{number}" for number in range(fleet.islands)]
     everybody = [*names, *plan.convoy.helpers]
@@ -127,14 +134,11 @@ def train_islands(
         folders = [here.folder, *(here.folder / "islands" / name for name in everybody[1:])]
         stack.enter_context(here.alone())
         stop = stack.enter_context(stop_signals())
-        start, newest = farthest([here.folder, *(here.folder / "islands").glob("*")]) if again else (0, None)
-        if newest is not None:
-            from konvoi.trained import check_resumable  # loads torch
-
-            check_resumable(job, record.Record(newest))
         convoy = (here.folder / "convoy").resolve()
         shutil.rmtree(convoy, ignore_errors=True)  # of the run that is gone on with
-        given = memberships(prepared, plan.convoy, names, convoy, batch, start)
+        before = set_aside(job, here, convoy / "start") if again else None
+        was = (before[0], json.loads((before[1] / "facts.json").read_text()).get("convoy")) if before else None
+        given = memberships(prepared, plan.convoy, names, convoy, batch, was)
         islands, new = [], dataclasses.replace(keeping, resume=False)
         for name, site, agent, folder, membership in zip(everybody, sites, agents, folders, given, strict=True):
             if site:
@@ -144,7 +148,7 @@ def train_islands(
             task = checked(prepared, inside, size, record.Record(folder), new, kind, batch=batch)
             lines = (*task.derived, *plan.convoy.derived(membership.batch, prepared.num_steps))
             task = dataclasses.replace(
-                task, membership=membership, derived=lines, resume=newest is not None, restore_from=newest
+                task, membership=membership, derived=lines, resume=before is not None, restore_from=before
             )
             sinks = keeping.sinks if name == names[0] else ()
             recording = stack.enter_context(Recording(record.Record(folder), task, sinks))
@@ -158,11 +162,37 @@ def train_islands(
     return here
 
 
-def farthest(folders: Iterable[Path]) -> tuple[int, Path | None]:
-    """The newest checkpoint of these runs: its step, and whose it is."""
-    steps = {folder.resolve(): record.Record(folder).newest_step() for folder in folders}
-    found = [(step, folder) for folder, step in steps.items() if step is not None]
-    return max(found, key=lambda one: one[0], default=(0, None))
+def set_aside(job: Job, here: record.Record, folder: Path) -> tuple[int, Path] | None:
+    """The newest checkpoint of any island, which is checked, its step, and a copy that stays while its own run goes on:
+    files are only linked."""
+    from konvoi.trained import check_resumable  # loads torch
+
+    each = [record.Record(one) for one in (here.folder, *(here.folder / "islands").glob("*"))]
+    newest = max(each, key=lambda one: one.newest_step() or -1)
+    if newest.newest_step() is None:
+        return None
+    check_resumable(job, newest)
+    step, path = record.whole_checkpoints(newest.checkpoints)[-1]
+    return step, Path(shutil.copytree(path, folder / path.name, copy_function=_link))
+
+
+def _link(source: str, to: str) -> None:
+    try:
+        os.link(source, to)
+    except OSError:  # a file system without links
+        shutil.copy2(source, to)
+
+
+def reading(facts: Mapping[str, Any] | None) -> leases.Reading | None:
+    """As a checkpoint's JSON has it; None where it is not of a convoy."""
+    if facts is None:
+        return None
+    held = tuple((name, _ranges(ranges)) for name, ranges in facts["leases"])
+    return leases.Reading(held, int(facts["cursor"]), _ranges(facts["returned"]))
+
+
+def _ranges(pairs: Sequence[Sequence[int]]) -> tuple[Range, ...]:
+    return tuple((int(start), int(stop)) for start, stop in pairs)
 
 
 def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[], int]) -> None:
@@ -185,7 +215,9 @@ def run_all(islands: Sequence[OneIsland], fleet: Local, should_stop: Callable[[]
                 num_workers=one.task.plan.num_workers,
                 emit=functools.partial(emit, one),
                 should_stop=lambda: max(should_stop(), int(has_failed.is_set())),
-                newest_step=lambda: record.Record(one.task.folder).newest_step() or 0,
+                newest_step=lambda: max(
+                    record.Record(one.task.folder).newest_step() or 0, (one.task.restore_from or (0,))[0]
+                ),
                 num_cores=1 if fleet.sites else max(1, cores // len(islands)),
             )[0]
             one.recording.end(one.outcome)

@@ -117,7 +117,7 @@ class Recording:
                 plan=task.describe_plan(),
                 fleet=fleet,
                 num_steps=task.prepared.num_steps,
-                resumed_from=record.Record(task.newest).newest_step() if task.resume else None,
+                resumed_from=(task.restore_from or (self.record.newest_step(),))[0] if task.resume else None,
                 derived=(
                     *task.prepared.derived,
                     *task.derived,

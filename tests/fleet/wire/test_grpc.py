@@ -134,7 +134,7 @@ def test_what_is_fetched_is_what_is_held(ends, num_lanes, size):
 def test_what_a_message_is_about_comes_with_it_where_it_is_small(ends):
     a, b = ends("a"), ends("b")
     meet(a, b)
-    for size in (0, 1, 512 << 10, (512 << 10) + 1):
+    for size in (0, 1, 64 << 10, (64 << 10) + 1):
         data = os.urandom(size)
         hash = b.keep(data)
         b.wire.send("b", "a", b"sense", (hash, data))
@@ -143,7 +143,7 @@ def test_what_a_message_is_about_comes_with_it_where_it_is_small(ends):
         found = queue.Queue()
         for _ in range(2):  # it is given away once
             a.wire.fetch("a", "b", hash, found.put)
-        assert [found.get(timeout=10), found.get(timeout=10)] == [data if size <= 512 << 10 else None, None]
+        assert [found.get(timeout=10), found.get(timeout=10)] == [data if size <= 64 << 10 else None, None]
 
 
 def test_of_what_nobody_asks_for_the_oldest_is_dropped(ends):

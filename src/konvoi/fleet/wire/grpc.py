@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 
 from konvoi.errors import FleetError, KonvoiError
-from konvoi.fleet.wire.lanes import ABOUT, DATA, GET, MOST_SERVED, SMALL, Fetching, Lane, Reach
+from konvoi.fleet.wire.lanes import DATA, GET, MOST_SERVED, Fetching, Lane, Reach, of_message
 from konvoi.security.identity import Identity
 
 T = TypeVar("T")
@@ -96,11 +96,7 @@ class Peers:
                 self._soon(functools.partial(self._dial, name, address))
 
     def send(self, sender: str, to: str, message: Any, about: tuple[str, bytes] | None = None) -> None:
-        data = self.encode(message)
-        if about is not None and len(about[1]) <= SMALL:
-            frame = b"A" + ABOUT.pack(bytes.fromhex(about[0]), len(about[1])) + about[1] + data
-        else:
-            frame = b"M" + data
+        frame = of_message(self.encode(message), about)
         self._soon(lambda: self._put(to, frame))
 
     def fetch(self, name: str, peer: str, hash: str, then: Callable[[bytes | None], None]) -> None:

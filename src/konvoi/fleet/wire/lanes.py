@@ -14,12 +14,19 @@ RANGE = 1 << 20  # bytes asked for at a time
 ASKED = 2 << 20  # bytes a lane that are asked for and not here yet: what 160 Mbit/s hold in 100 ms
 MOST_WAITING = 256  # messages
 MOST_SERVED = 64  # requests of a peer at a time, over a lane
-SMALL = 512 << 10  # bytes that are sent along with the message about them
+SMALL = 64 << 10  # bytes that are sent along with the message about them
 MOST_BROUGHT = 16  # of these from a peer, until they are asked for
 HUSH_S = 6.0  # without a sign of life
 DATA = struct.Struct("!16sQQ")  # hash, offset, and the whole's length
 GET = struct.Struct("!16sQQ")  # hash, start, stop
 ABOUT = struct.Struct("!16sI")  # hash and length of what is in front of a message
+
+
+def of_message(message: bytes, about: tuple[str, bytes] | None) -> bytes:
+    """The frame, with what the message is about in front of it where that is small."""
+    if about is None or len(about[1]) > SMALL:
+        return b"M" + message
+    return b"A" + ABOUT.pack(bytes.fromhex(about[0]), len(about[1])) + about[1] + message
 
 
 @dataclass(eq=False)

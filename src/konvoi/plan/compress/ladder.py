@@ -46,10 +46,10 @@ class Ladder:
 
 
 def ladder() -> Ladder:
-    """One, two and four bits a value, eight, and all: a convoy with `max_comm_fraction` begins with the first, and takes
-    what its links carry.
+    """One, two and four bits a value, eight, and all: a convoy with `max_comm_fraction` begins with the first, and
+    takes what its links carry.
 
     >>> [ladder().at(rung).num_bytes(4096) for rung in range(5)]
-    [545, 1057, 2177, 4225, 16385]
+    [545, 1057, 2177, 4161, 16385]
     """
     return Ladder()

@@ -67,7 +67,7 @@ def _on_guest(s: State, out: list[Action], sender: str, message: Ask | Join | Le
             s.standing |= {sender}
         s.fetching = s.fetching - {sender} if message.stands else s.fetching | ({sender} & {*s.last.members})
     else:
-        out += [Send(sender, Result(s.round, hash)) for hash in message.wants if hash in s.held]
+        out += [Send(sender, Result(s.round, hash)) for hash in dict.fromkeys(message.wants) if hash in s.held]
     _tell(s, out, sender, message.round + 1)
 
 
@@ -132,7 +132,8 @@ def _on_piece(s: State, out: list[Action], sender: str, message: Piece) -> None:
 
 def _on_want(s: State, out: list[Action], sender: str, message: Want) -> None:
     if s.select and message.ballot == s.select.ballot and s.own in s.select.updates:
-        _send_pieces(s, out, [part for part in message.parts if s.select.owner(part) == sender])
+        wanted = {*message.parts} & {*range(s.rules.num_parts)}
+        _send_pieces(s, out, sorted(part for part in wanted if s.select.owner(part) == sender))
 
 
 def _on_prepare(s: State, out: list[Action], sender: str, message: Prepare) -> None:

@@ -72,18 +72,16 @@ class Decision:
         return cls(-2, "", (), (), (), (), contacts, (), 0)
 
     @classmethod
-    def first(
-        cls, members: tuple[str, ...], voters: tuple[str, ...], lease: int, *, start: int = 0, steps: int = 0
-    ) -> Decision:
-        """Two rounds' work for everybody, round by round; from a position on, where steps were taken before.
+    def first(cls, members: tuple[str, ...], voters: tuple[str, ...], lease: int) -> Decision:
+        """Two rounds' work for everybody, round by round.
 
         >>> Decision.first(("a", "b"), ("a", "b"), 10).leases
         (('a', ((0, 10), (20, 30))), ('b', ((10, 20), (30, 40))))
         """
         count = len(members)
-        starts = {name: (start + n * lease, start + (count + n) * lease) for n, name in enumerate(members)}
+        starts = {name: (n * lease, (count + n) * lease) for n, name in enumerate(members)}
         leases = tuple((name, tuple((start, start + lease) for start in starts[name])) for name in members)
-        return cls(0, "", (), (), (), members, voters, leases, start + 2 * count * lease, steps=steps)
+        return cls(0, "", (), (), (), members, voters, leases, 2 * count * lease)
 
 
 @dataclass(frozen=True)

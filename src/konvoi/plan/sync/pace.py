@@ -29,9 +29,9 @@ def following(rules: Rules, last: Decision, updates: Sequence[Update]) -> tuple[
     if not rules.max_comm_fraction or not cost:
         return last.every, rung
     wanted = math.ceil(min(cost / rules.max_comm_fraction, LONGEST))
-    if wanted > 1 and rung:
-        rung -= 1
-    elif every == wanted == 1 and rung + 1 < len(rules.rungs):
+    if wanted > every and rung:
+        return every, rung - 1
+    if every == wanted == 1 and rung + 1 < len(rules.rungs):
         then = cost * rules.rungs[rung + 1] / rules.rungs[rung]
         rung += then <= ROOM * rules.max_comm_fraction
     return max(wanted, every // 2) if wanted < every else min(wanted, 2 * every), rung

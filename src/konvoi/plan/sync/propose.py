@@ -18,6 +18,7 @@ from konvoi.plan.sync.messages import (
     Reduced,
     Refused,
     Select,
+    Update,
 )
 from konvoi.plan.sync.state import State
 
@@ -148,18 +149,24 @@ def _awaited(s: State) -> set[str]:
 def _may_select(s: State) -> bool:
     """All that are waited for have offered; or it is late, and enough have. Newcomers and leavers alone are a reason
     for a round, too, in which nothing is added up."""
-    if not s.offers and not s.joining and not s.left:
+    offers = _offers(s)
+    if not offers and not s.joining and not s.left:
         return False
     present, awaited = {*s.last.members} - s.left, _awaited(s)
-    is_enough = len(s.offers) >= _enough(s, awaited)
-    missing = awaited - s.lost - s.fetching - s.offers.keys()
+    is_enough = len(offers) >= _enough(s, awaited)
+    missing = awaited - s.lost - s.fetching - offers.keys()
     if is_enough and not missing:
         return True
     if s.ballot == 0 and any(_is_stale(s, member) for member in missing):  # a later ballot waits no more
         return False
-    if not s.offers and (s.joining - present - silent(s) or s.left & {*s.last.members}):
+    if not offers and (s.joining - present - silent(s) or s.left & {*s.last.members}):
         return s.is_late or not present
     return s.is_late and is_enough
+
+
+def _offers(s: State) -> dict[str, Update]:
+    """But for those of who has left and is out of reach: nobody gets their pieces any more."""
+    return {member: one for member, one in s.offers.items() if member not in s.left or member not in s.lost}
 
 
 def _is_stale(s: State, member: str) -> bool:
@@ -174,7 +181,7 @@ def _enough(s: State, awaited: set[str]) -> int:
 
 
 def _select(s: State) -> Select:
-    offers = [s.offers[member] for member in sorted(s.offers) if member in s.last.members]
+    offers = [one for member, one in sorted(_offers(s).items()) if member in s.last.members]
     reached = [one for one in offers if one.member not in s.lost]  # the others' pieces would not come
     offers = reached if len(reached) >= _enough(s, _awaited(s)) else offers
     (anchor, _), *_ = Counter(one.anchor for one in offers).most_common(1) or [("", 0)]
@@ -242,8 +249,8 @@ def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:
         stay = ({*last.voters} | {*counted}) & {*members}  # newcomers from their first counted update on
         voters = tuple(sorted((stay or {*members}) | ({s.rules.witness} & {*last.voters}))) or last.voters
     every, rung = pace.following(s.rules, last, select.updates)
-    lease = -(-s.rules.lease * (every or s.rules.every) // s.rules.every)
-    given, cursor, returned = leases.next_leases(last, members, counted, lease)
+    lease, ahead = s.rules.samples_of(every or s.rules.every), s.rules.samples_of(s.rules.max_ahead)
+    given, cursor, returned = leases.next_leases(last, members, counted, lease, ahead)
     anchor = select.updates[0].anchor if select.updates else ""
     return Decision(
         s.round,

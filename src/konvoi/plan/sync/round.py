@@ -126,7 +126,7 @@ def _fetched(s: State, out: list[Action], event: Fetched) -> None:
         _enter(s, event.decision)
         _be_patient(s, out)
     s.snapped = s.own = None  # of the model that was here before
-    s.stands, s.began, s.since = True, s.step, s.last.round
+    s.stands, s.began, s.sent, s.since = True, s.step, s.step, s.last.round
 
 
 def _ending(s: State, out: list[Action], event: Ending) -> None:
@@ -235,8 +235,9 @@ def _see_to_it(s: State, out: list[Action]) -> None:
 
 
 def _is_time(s: State) -> bool:
-    is_soon = s.is_ending or (s.rules.by_time and bool(s.offers))
-    return s.step - s.began >= (1 if is_soon else s.every)
+    if s.is_ending:
+        return s.step > s.sent
+    return s.step - s.began >= (1 if s.rules.by_time and s.offers else s.every)
 
 
 def _may_vote(s: State, decision: Decision) -> bool:
@@ -258,8 +259,8 @@ def _apply(s: State, out: list[Action], decision: Decision) -> None:
     s.kept = kept
     if counted is not None:  # who comes too late offers the same work, and what it has done since, at once
         s.since = decision.round
-        last_step = s.step if snapped is None else snapped
-        s.began = max(last_step, s.step - s.every + 1)  # an update has a step of its own, however late this comes
+        s.sent = snapped if snapped is not None and counted == own else s.step  # else from before a crash
+        s.began = max(s.sent, s.step - s.every + 1)  # an update has a step of its own, however late this comes
     known = {hash for one in kept for hash in one.results}
     s.held = frozenset(hash for hash in s.held if hash in known)
     if was_member and not s.is_member:

@@ -32,6 +32,10 @@ class Rules:
     servers: tuple[str, ...] = ()  # who votes and adds up, where that is not the members' own work
     witness: str = ""  # votes, and has neither model nor data
 
+    def samples_of(self, steps: int) -> int:
+        """That a member reads in so many steps."""
+        return -(-self.lease * steps // self.every)
+
 
 # -- what is known ---------------------------------------------------------------------------------------------------
 
@@ -63,6 +67,7 @@ class State:
     step: int = 0
     since: int = 0  # the decision in which this member's work was counted last, or with which it began
     began: int = 0  # the step of the snapshot that counted last, or at which the agreed state was taken
+    sent: int = 0  # the same; but where decisions come late, `began` is later, so that an update has a step of its own
     snapped: int | None = None  # the step of this round's snapshot
     own: Update | None = None
     select: Select | None = None  # the newest of this round
