@@ -104,8 +104,8 @@ class Simulation:
             one.convoy.happen(ev.Ending())
         while not all(one.is_settled() for one in self.convoys):
             self.hub.run(0.05)
-            for one in self.convoys:
-                one.catch_up()
+            for convoy in self.convoys:
+                convoy.catch_up()
         for one in self.islands:
             one.convoy.anchor.load(one.convoy.anchor.vectors())
 

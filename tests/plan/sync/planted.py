@@ -160,8 +160,8 @@ def lease_of_the_dead_given_twice():
     """Whoever is gone gives its positions back, and takes them along."""
     original = leases.next_leases
 
-    def next_leases(last, members, counted, lease):
-        given, cursor, returned = original(last, members, counted, lease)
+    def next_leases(last, members, counted, lease, ahead):
+        given, cursor, returned = original(last, members, counted, lease, ahead)
         again = tuple(r for name, ranges in last.leases if name not in members for r in ranges)
         return given, cursor, (*returned, *again)
 
