@@ -19,7 +19,7 @@ from konvoi.plan.sync.messages import Accepted, Decision, Promise, Propose, Sele
 from konvoi.plan.sync.round import advance
 
 QUIET_AT, END = 26.0, 54.0  # faults come before the first; at the second all must have met again
-LEASE = 10
+LEASE = 12  # of sixty steps
 RULES = st.Rules(
     every=60, num_parts=2, lease=LEASE, quorum=0.5, deadline_s=1.5, patience_s=2.5, beat_s=1.0, max_ahead=200, kept=4
 )
@@ -251,18 +251,20 @@ class World:
     def step(self, name: str, life: object) -> None:
         host = self.hosts[name]
         if host.alive and life == host.life:
-            if not host.holds:
+            if not host.holds and self.read_on(host):
                 host.steps += 10
-                self.read_on(host)
                 self.happen(host, ev.Stepped(host.steps))
             if host.alive:
                 self.push(self.now + host.speed, "step", name, life)
 
-    def read_on(self, host: Host) -> None:
-        """Ten steps' samples: the next of the lease."""
+    def read_on(self, host: Host) -> bool:
+        """Ten steps' samples: the next of the lease. Whether it has so many."""
         if host.state.stands and host.state.is_member:
             ours = [n for start, stop in host.state.last.lease_of(host.name) for n in range(start, stop)]
-            host.moved = tuple(ours[: len(host.moved) + self.random.randint(1, 4)])
+            if len(ours) < len(host.moved) + LEASE // 6:
+                return False
+            host.moved = tuple(ours[: len(host.moved) + LEASE // 6])
+        return True
 
     def send(self, sender: str, action: ev.Send) -> None:
         self.check_told(sender, action.message)
