@@ -63,10 +63,12 @@ def brought(data):
     """What a peer's message is about, in front of it."""
     fetching, one = Fetching(1 << 20), Lane("peer")
     got = []
-    message = fetching.bring(one, data)
+    message = fetching.bring(one, data, is_here=True)
     fetching.begin("peer", HASH, got.append)
     assert data.endswith(message)
     assert len(message) + sum(map(len, got)) <= len(data)
+    assert data.endswith(fetching.bring(one, data, is_here=False))
+    fetching.begin("peer", HASH, got.append)
 
 
 def state(data):

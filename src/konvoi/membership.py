@@ -14,6 +14,7 @@ from torch import Tensor
 
 from konvoi.convoy import LiveConvoy
 from konvoi.fleet.wire.grpc import Peers
+from konvoi.fleet.wire.lanes import lanes_wanted
 from konvoi.fleet.worker import Place
 from konvoi.meeting import AtDesk, Folder, Meeting, Pace
 from konvoi.observe.events import Agreed, Emit, StateFetched, Warned
@@ -69,6 +70,7 @@ class Member:
             encode=frames.encode,
             decode=frames.decode,
             address=f"{given.address}:{port}",
+            num_lanes=lanes_wanted(given.address),
             largest=max(CHUNK, anchor.largest_part()),
             on_refused=self._refused,
         )

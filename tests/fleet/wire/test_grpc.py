@@ -146,6 +146,35 @@ def test_what_a_message_is_about_comes_with_it_where_it_is_small(ends):
         assert [found.get(timeout=10), found.get(timeout=10)] == [data if size <= 64 << 10 else None, None]
 
 
+def test_what_is_large_is_told_the_length_of_and_asked_for_at_once_over_all_lanes(ends):
+    a, b = ends("a", num_lanes=3), ends("b")
+    meet(a, b)
+    data, asked = os.urandom(300_000), []
+    hash = b.keep(data)
+    give = b.wire._fetching.give
+
+    async def watched(lane, request, find):
+        asked.append((lane, *lanes.GET.unpack(request)[1:]))
+        await give(lane, request, find)
+
+    b.wire._fetching.give = watched
+    b.wire.send("b", "a", b"sense", (hash, data))
+    assert a.heard.get(timeout=10) == ("b", b"sense")
+    assert a.fetch("b", hash) == data
+    assert sorted(request[1:] for request in asked) == [(0, 100_000), (100_000, 200_000), (200_000, 300_000)]
+    assert len({id(lane) for lane, *_ in asked}) == 3
+
+
+def test_of_how_many_lanes_are_wanted_the_kernel_tells(tmp_path):
+    kernel = tmp_path / "congestion"
+    assert lanes.lanes_wanted("10.0.0.1", kernel) == 3
+    kernel.write_text("cubic\n")
+    assert lanes.lanes_wanted("10.0.0.1", kernel) == 3
+    assert lanes.lanes_wanted("127.0.0.1", kernel) == 1
+    kernel.write_text("bbr\n")
+    assert lanes.lanes_wanted("10.0.0.1", kernel) == 1
+
+
 def test_of_what_nobody_asks_for_the_oldest_is_dropped(ends):
     a, b = ends("a"), ends("b")
     meet(a, b)

@@ -283,8 +283,8 @@ class Peers:
 
     def _hear(self, lane: Lane, frame: bytes) -> None:
         kind, body = frame[:1], frame[1:]
-        if kind == b"A":
-            kind, body = b"M", self._fetching.bring(lane, body)
+        if kind in (b"A", b"L"):
+            kind, body = b"M", self._fetching.bring(lane, body, is_here=kind == b"A")
         if kind == b"M":
             self._receive(lane.peer, self.decode(body))
         elif kind == b"G" and len(body) == GET.size and len(lane.serving) < MOST_SERVED:

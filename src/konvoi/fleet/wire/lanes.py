@@ -6,6 +6,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from konvoi.errors import MessageRefused
 
@@ -16,6 +17,8 @@ MOST_WAITING = 256  # messages
 MOST_SERVED = 64  # requests of a peer at a time, over a lane
 SMALL = 64 << 10  # bytes that are sent along with the message about them
 MOST_BROUGHT = 16  # of these from a peer, until they are asked for
+SMALLEST = 32 << 10  # bytes that are worth a range of their own
+KERNEL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 HUSH_S = 6.0  # without a sign of life
 DATA = struct.Struct("!16sQQ")  # hash, offset, and the whole's length
 GET = struct.Struct("!16sQQ")  # hash, start, stop
@@ -23,10 +26,23 @@ ABOUT = struct.Struct("!16sI")  # hash and length of what is in front of a messa
 
 
 def of_message(message: bytes, about: tuple[str, bytes] | None) -> bytes:
-    """The frame, with what the message is about in front of it where that is small."""
-    if about is None or len(about[1]) > SMALL:
+    """The frame; what the message is about is in front of it where that is small, and else its length."""
+    if about is None:
         return b"M" + message
-    return b"A" + ABOUT.pack(bytes.fromhex(about[0]), len(about[1])) + about[1] + message
+    hash, data = about
+    told = ABOUT.pack(bytes.fromhex(hash), len(data))
+    return b"A" + told + data + message if len(data) <= SMALL else b"L" + told + message
+
+
+def lanes_wanted(address: str, kernel: Path = KERNEL) -> int:
+    """From here to each peer. Whose congestion control takes every lost packet for a full link, as cubic's does, is
+    quicker with several connections; bbr's is not."""
+    if address.startswith("127."):
+        return 1
+    try:
+        return 1 if kernel.read_text().strip().startswith("bbr") else 3
+    except OSError:  # a system that does not say
+        return 3
 
 
 @dataclass(eq=False)
@@ -40,6 +56,7 @@ class Lane:
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # for pieces in the queue
     _out: asyncio.PriorityQueue[tuple[int, int, bytes]] = field(default_factory=asyncio.PriorityQueue)
     _count: int = 0
+    _felt: int = -1
 
     @property
     def num_asked(self) -> int:
@@ -48,6 +65,11 @@ class Lane:
     @property
     def is_full(self) -> bool:
         return self._out.qsize() > MOST_WAITING
+
+    def is_hushed(self) -> bool:
+        """Whether nothing was said over it since this was asked last."""
+        before, self._felt = self._felt, self._count
+        return before == self._count
 
     def put(self, frame: bytes, urgency: int = 0) -> None:
         self._count += 1
@@ -92,8 +114,8 @@ class Reach:
     def feel(self, lanes: Mapping[str, Sequence[Lane]], now: float) -> None:
         """From time to time: give a sign of life, and see who has given none."""
         for peer, of in lanes.items():
-            for lane in of:
-                if not lane.is_full:
+            for lane in of[-1:]:
+                if lane.is_hushed() and not lane.is_full:
                     lane.put(b"P")
             if of and all(now - lane.heard_at > HUSH_S for lane in of):
                 self.gone(peer)
@@ -118,7 +140,7 @@ class Fetching:
         self.largest = largest
         self.lanes: dict[str, list[Lane]] = {}  # open ones, by peer
         self._fetches: dict[tuple[str, bytes], Fetch] = {}
-        self._brought: dict[str, dict[bytes, bytes]] = {}  # by peer and hash, along with messages
+        self._brought: dict[str, dict[bytes, bytes | int]] = {}  # by peer and hash, with messages: data, or its length
 
     def opened(self, lane: Lane) -> None:
         self.lanes.setdefault(lane.peer, []).append(lane)
@@ -138,30 +160,35 @@ class Fetching:
             self._brought.pop(lane.peer, None)
         self._ask_on()
 
-    def bring(self, lane: Lane, body: bytes) -> bytes:
-        """Keep what has come with a message until it is asked for; what is left is the message. Raises: MessageRefused
-        where it is cut short."""
+    def bring(self, lane: Lane, body: bytes, *, is_here: bool) -> bytes:
+        """Keep what has come with a message until it is asked for, the data or how long it is; what is left is the
+        message. Raises: MessageRefused where it is cut short."""
         if len(body) < ABOUT.size:
             raise MessageRefused("a frame is cut short", found=f"{len(body)} bytes")
         hash, length = ABOUT.unpack(body[: ABOUT.size])
-        if length > min(SMALL, len(body) - ABOUT.size):
+        if is_here and length > min(SMALL, len(body) - ABOUT.size):
             raise MessageRefused("a frame is cut short", found=f"{len(body)} bytes", expected=f"{length} and a message")
+        end = ABOUT.size + (length if is_here else 0)
         of = self._brought.setdefault(lane.peer, {})
-        of[hash] = body[ABOUT.size : ABOUT.size + length]
+        of[hash] = body[ABOUT.size : end] if is_here else length
         while len(of) > MOST_BROUGHT:
             del of[next(iter(of))]
-        return body[ABOUT.size + length :]
+        return body[end:]
 
     def begin(self, peer: str, hash: bytes, then: Callable[[bytes | None], None]) -> None:
         brought = self._brought.get(peer, {}).pop(hash, None)
-        if brought is not None:
+        if isinstance(brought, bytes):
             then(brought)
             return
         known = self._fetches.get((peer, hash))
         if known is not None:
             known.then.append(then)
             return
-        self._fetches[peer, hash] = Fetch(peer, self.largest, [then])
+        self._fetches[peer, hash] = one = Fetch(peer, self.largest, [then])
+        if brought is not None and 0 < brought <= self.largest:  # all at once, over all lanes
+            each = max(SMALLEST, -(-brought // max(1, len(self.lanes.get(peer, ())))))
+            one.data = bytearray(brought)
+            one.missing = [(at, min(at + each, brought)) for at in range(0, brought, each)]
         self._ask_on()
 
     def _ask_on(self) -> None:
