@@ -222,6 +222,7 @@ class LiveConvoy:
         if self.state.round != round:
             return  # it has been decided without this island
         own = self.tally.take()
+        weight = own.weight if own.samples else self.tally.usual_weight
         self.watch.exchange_begins()
         self.anchor.snapshot(round, own.mean())
         last, vectors, cost = self.state.last, self.anchor.vectors(), self.watch.cost
@@ -231,7 +232,7 @@ class LiveConvoy:
 
         def encoded(made: tuple[list[bytes], str]) -> None:
             names = tuple(self._parcels.keep(data) for data in made[0])
-            self.happen(ev.Snapshotted(round, own.samples, own.weight, names, made[1], cost))
+            self.happen(ev.Snapshotted(round, own.samples, weight, names, made[1], cost))
 
         self.wire.work(work, encoded)
 

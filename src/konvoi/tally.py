@@ -29,6 +29,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.samples, self.weight = 0, 0.0  # what was taken counts among them
+        self.usual_weight = 1.0  # of an update; of one at the end, too, that is of no steps of its own
         self._gradients: list[Tensor] | None = None
         self._taken = Work()
 
@@ -44,6 +45,7 @@ class Tally:
         """For a snapshot."""
         self._taken = Work(self.samples, self.weight, self._gradients)
         self._gradients = None
+        self.usual_weight = self.weight if self.samples else self.usual_weight
         return self._taken
 
     def decided(self, *, was_counted: bool, is_from_here: bool) -> None:

@@ -168,6 +168,7 @@ class Convoy:
         """What the machine goes by. `lease`: samples that an island reads in a round."""
         return Rules(
             every=self.steps_per_round,
+            fragments=self.fragments,
             by_time=self.pace == "time",
             num_parts=num_parts,
             lease=lease,

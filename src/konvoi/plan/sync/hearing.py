@@ -99,7 +99,8 @@ def _on_offer(s: State, out: list[Action], sender: str, message: Offer) -> None:
     update = message.update
     if not s.is_voter or update.member != sender or update.base != s.last.round:
         return
-    if sender not in s.last.members or not 0 < update.samples <= leases.size(s.last.lease_of(sender)):
+    least = 1 if s.rules.fragments == 1 else 0  # at the end the last fragments' rounds have no steps of their own
+    if sender not in s.last.members or not least <= update.samples <= leases.size(s.last.lease_of(sender)):
         return
     if len(update.parts) != s.rules.num_parts or not update.weight >= 0 or not 0 <= update.since <= update.base:
         return

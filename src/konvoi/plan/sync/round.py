@@ -236,7 +236,7 @@ def _see_to_it(s: State, out: list[Action]) -> None:
 
 def _is_time(s: State) -> bool:
     if s.is_ending:
-        return s.step > s.sent
+        return s.step > s.sent or (s.rules.fragments > 1 and s.ended < s.rules.fragments)
     return s.step - s.began >= (1 if s.rules.by_time and s.offers else s.every)
 
 
@@ -260,6 +260,7 @@ def _apply(s: State, out: list[Action], decision: Decision) -> None:
     if counted is not None:  # who comes too late offers the same work, and what it has done since, at once
         s.since = decision.round
         s.sent = snapped if snapped is not None and counted == own else s.step  # else from before a crash
+        s.ended += s.is_ending and s.sent == s.step
         s.began = max(s.sent, s.step - s.every + 1)  # an update has a step of its own, however late this comes
     known = {hash for one in kept for hash in one.results}
     s.held = frozenset(hash for hash in s.held if hash in known)

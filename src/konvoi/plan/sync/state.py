@@ -17,6 +17,7 @@ class Rules:
     every: int = 100  # steps from one snapshot to the next
     by_time: bool = False  # when the first island has taken these, the others send what they have
     num_parts: int = 1  # into which updates are cut
+    fragments: int = 1  # of the model, which agree in turn
     lease: int = 100  # samples of a round, where nothing is known of a member yet
     quorum: float = 0.5  # of the members: with fewer updates no round ends, whatever the deadline
     deadline_s: float = 30.0  # from the first offer on; later updates count in the next round
@@ -60,6 +61,7 @@ class State:
     vote: Vote | None = None
     stands: bool = True  # whether the model here is that of `last`
     is_ending: bool = False  # no step follows
+    ended: int = 0  # rounds behind the last step; with as many as there are fragments each has agreed on it
     leaving: bool = False
     is_out: bool = False
 
