@@ -49,7 +49,7 @@ def candidates(plan: str, rates: Sequence[tuple[float, float]], *others: Trial) 
 SYNCHRONOUS = 1
 EVERY_1, EVERY_5, EVERY_14, EVERY_34 = (
     f"convoy,every={every},compression=low_bit:1{ahead}"
-    for every, ahead in ((1, ""), (5, ",ahead=2"), (14, ",ahead=8"), (34, ",ahead=3"))
+    for every, ahead in ((1, ""), (5, ",ahead=2"), (14, ",ahead=3"), (34, ",ahead=3"))
 )
 # The same number for each, at half the length.
 TRIALS: dict[int, list[Trial]] = {

@@ -2,7 +2,7 @@
 
     python benchmarks/wan_faults.py --json        about 8 minutes on 2 cores, as root
 
-In a lab of four hosts of 0.4 cores, 100 Mbit/s and 80 ms apart, a GPT of 0.67 million parameters: island 1 is killed
+In a lab of four hosts of 0.4 cores, 100 Mbit/s and 80 ms apart, a GPT of two million parameters: island 1 is killed
 with -9 every 30 s and comes back by itself, island 2 is cut off for 20 s, island 3 has a third of the others' quota.
 
 `goodput`: tokens of updates that were counted, over what the islands would have read while they lived and were
@@ -28,8 +28,8 @@ from konvoi.plan.presets import parse
 
 KEYS = ("goodput", "loss_gap", "recovery_s")
 PLAN = "convoy,every=8,pace=time,compression=low_bit:1,ahead=8,deadline_s=1,patience_s=3"
-SHAPE = Shape(depth=3, width=128)
-STEPS, FREE = 600, 140
+SHAPE = Shape(depth=4, width=192)
+STEPS, FREE = 240, 60
 KILLED, CUT, SLOW = "island-1", "island-2", "island-3"
 CUT_AT, CUT_S = 45, 20
 FAULTS = ("kill 1 every 30", f"cut 2 at {CUT_AT} for {CUT_S}", f"slow 3 to {_far.CORES / 3:.3f} at 0")
