@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PRELOAD = ("konvoi.loop",)  # loaded once, in the agent, so that no worker does
 
 READING = "konvoi.state.shards"  # whoever goes on from a checkpoint needs it before the first step
+OF_ISLANDS = (*PRELOAD, READING, "konvoi.team")  # who comes back has them at once, and no step waits for them
 
 
 def train(
@@ -66,7 +67,7 @@ def train(
     if isinstance(plan, Convoy):
         plan = Island() | plan
     if isinstance(plan, Plan):
-        return Run(train_islands(job, plan, fleet or local(1), keeping, PRELOAD, agent).folder)
+        return Run(train_islands(job, plan, fleet or local(1), keeping, OF_ISLANDS, agent).folder)
     if torchrun.is_here():
         from konvoi.loop import work  # this process is a worker itself
 
