@@ -22,8 +22,9 @@ from konvoi.plan import compress
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.exchange.chunks import hashed
+from konvoi.plan.exchange.layout import Layout
 from konvoi.plan.island import Island
-from konvoi.plan.presets import async_sgd, diloco, local_sgd, parameter_server, streaming_diloco
+from konvoi.plan.presets import async_sgd, decoupled_momentum, diloco, local_sgd, parameter_server, streaming_diloco
 from konvoi.plan.sync.messages import Decision
 from konvoi.proof import trace
 from konvoi.proof.cases import case
@@ -229,6 +230,51 @@ def test_asynchronous_steps_are_gradients_at_stale_weights(damping):
     torch.testing.assert_close(one.agreed, expected, rtol=1e-9, atol=1e-12)
 
 
+@torch.no_grad()
+def decoupled_momentum_twin(job, num_islands, codec, beta, lr, steps):
+    """arXiv 2411.19870, algorithm 1: a momentum of each island's own, of which what is strong is taken out and sent,
+    and the sign of the sum is the step. Here the sum is encoded once more, and what that leaves out is kept as the
+    islands keep theirs."""
+    batch = job.global_batch // num_islands
+    twin = Twin(job, batch)
+    weights = [*twin.learner.parameters.values()]
+    layout = Layout.of({str(n): w.shape for n, w in enumerate(weights)}, fragments=1, num_parts=num_islands)
+    sizes = [stop - start for start, stop in layout.parts(0)]
+
+    def told(vector):
+        return torch.cat([codec.decode(codec.encode(part), part) for part in vector.split(sizes)])
+
+    momenta, of_sum = [torch.zeros(sum(sizes), dtype=torch.float64) for _ in range(num_islands)], 0.0
+    for step in range(steps):
+        sent, counted = [], []
+        for number in range(num_islands):
+            start = (step * num_islands + number) * batch
+            (item,) = twin.batches.read([(start, start + batch)])
+            with torch.enable_grad():
+                loss, weight = job.objective(twin.parts.modules[0], item.batch)
+                gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss / weight, weights)])
+            momenta[number] = beta * momenta[number] + gradient
+            sent.append(told(momenta[number]))
+            momenta[number] -= sent[-1]
+            counted.append(float(weight))
+        mean = sum(w / sum(counted) * one for w, one in zip(counted, sent, strict=True)) + beta * of_sum
+        decided = told(mean)
+        of_sum = mean - decided
+        for weight, direction in zip(weights, decided.split([w.numel() for w in weights]), strict=True):
+            weight.sub_(lr * direction.sign().view_as(weight))
+    return {name: w.detach().numpy() for name, w in twin.learner.parameters.items()}
+
+
+def test_decoupled_momentum_is_its_papers_algorithm():
+    sign = optimizers.adamw(lr=0.01, betas=(0.0, 0.0), eps=1e-30, weight_decay=0.0)
+    job = case("gpt ragged", steps=3, optimizer=sign, clip_grad_norm=None).job
+    plan = decoupled_momentum(momentum=0.9, number=200)
+    # Few steps: where signs decide, a last digit is a step before long.
+    expected = decoupled_momentum_twin(job, 3, plan.compression, 0.9, 0.01, 3)
+    for one in run(job, plan).islands:
+        assert_close(whole(one), expected, 1e-6)
+
+
 def test_fragments_agree_in_turn():
     job = case("gpt ragged", steps=12).job
     simulation = run(job, streaming_diloco(every=4, fragments=2, outer_lr=0.9, outer_momentum=0.5))
@@ -271,7 +317,18 @@ def test_at_the_end_all_that_was_done_is_agreed_on(plan):
 # -- agreement ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("codec", [compress.none(), compress.int8(), compress.low_bit(2), compress.top_k(0.1)], ids=str)
+CODECS = [
+    compress.none(),
+    compress.int8(),
+    compress.low_bit(2),
+    compress.top_k(0.1),
+    compress.largest_of(8),
+    compress.frequencies(64),
+    compress.power_sgd(2),
+]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
 @pytest.mark.parametrize("outer", [(1.0, 0.0), (0.7, 0.9)], ids=str)
 def test_all_islands_are_equal_bit_by_bit_after_each_decision(codec, outer):
     plan = Convoy(every=2, compression=codec, outer_lr=outer[0], outer_momentum=outer[1])

@@ -5,6 +5,7 @@ from konvoi.plan.island import Island
 from konvoi.plan.presets import (
     adaptive,
     async_sgd,
+    decoupled_momentum,
     diloco,
     gossip,
     local_sgd,
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "adaptive",
     "async_sgd",
+    "decoupled_momentum",
     "diloco",
     "gossip",
     "local_sgd",

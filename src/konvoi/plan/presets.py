@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from konvoi.errors import PlanError, did_you_mean
-from konvoi.plan.compress import four_bit, int8, ladder, low_bit, none, top_k
+from konvoi.plan.compress import four_bit, frequencies, int8, ladder, largest_of, low_bit, none, power_sgd, top_k
 from konvoi.plan.compress.codec import Codec
 from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.island import Island
@@ -55,6 +55,18 @@ def streaming_diloco(
     return Convoy(
         every=every, fragments=fragments, outer_lr=outer_lr, outer_momentum=outer_momentum, ahead=ahead, **other
     )
+
+
+def decoupled_momentum(*, momentum: float = 0.999, number: int = 32, every: int = 1, **other: Any) -> Convoy:
+    """Gradients go into a momentum of each island's own; of it the strongest frequencies are sent, and taken out (Peng
+    et al., arXiv 2411.19870, algorithm 1). With `optimizers.adamw(betas=(0.0, 0.0))` the step is their sign, as there.
+    `number`: of each 4096 values.
+
+    >>> decoupled_momentum().feedback
+    0.999
+    """
+    fields: dict[str, Any] = {"compression": frequencies(number), "updates": "gradients"}
+    return Convoy(**{**fields, "every": every, "feedback": momentum, **other})
 
 
 def async_sgd(*, every: int = 1, damping: float = 0.5, **other: Any) -> Convoy:
@@ -114,6 +126,7 @@ PRESETS: dict[str, Callable[..., Convoy]] = {
     "adaptive": adaptive,
     "async_sgd": async_sgd,
     "convoy": Convoy,
+    "decoupled_momentum": decoupled_momentum,
     "diloco": diloco,
     "gossip": gossip,
     "local_sgd": local_sgd,
@@ -125,8 +138,11 @@ CODECS: dict[str, Callable[..., Codec]] = {
     "none": none,
     "int8": int8,
     "four_bit": four_bit,
+    "frequencies": frequencies,
     "ladder": ladder,
+    "largest_of": largest_of,
     "low_bit": low_bit,
+    "power_sgd": power_sgd,
     "top_k": top_k,
 }
 

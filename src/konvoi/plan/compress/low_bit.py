@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from konvoi.errors import MessageRefused, PlanError
-from konvoi.plan.compress.codec import check_size
+from konvoi.errors import PlanError
+from konvoi.plan.compress.codec import as_tensor, check_size, read_scales
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,14 +55,11 @@ class LowBit:
         return packed.numpy().tobytes()
 
     def decode(self, data: bytes, like: Tensor) -> Tensor:
-        import torch
 
         check_size(self, data, like)
         num_blocks = -(-len(like) // self.block)
-        whole = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)]
-        scales = whole[: 2 * num_blocks].view(torch.bfloat16).to(like.dtype)
-        if not (scales.isfinite() & (scales >= 0)).all():
-            raise MessageRefused("an update is not finite", expected="scales that are numbers of at least 0")
+        whole = as_tensor(data)
+        scales = read_scales(whole[: 2 * num_blocks], like.dtype)
         values = self._unpacked(whole[2 * num_blocks :], like).view(num_blocks, self.block)
         return values.mul_((scales * STEPS[self.bits])[:, None]).view(-1)[: len(like)]
 

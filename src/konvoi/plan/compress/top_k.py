@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from konvoi.errors import MessageRefused, PlanError
-from konvoi.plan.compress.codec import check_size
+from konvoi.plan.compress.codec import as_tensor, check_size, read_scales
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,10 +46,8 @@ class TopK:
 
         check_size(self, data, like)
         num_blocks = -(-len(like) // BLOCK)
-        whole = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)]
-        scales = whole[: 2 * num_blocks].view(torch.bfloat16).to(like.dtype)
-        if not (scales.isfinite() & (scales >= 0)).all():
-            raise MessageRefused("an update is not finite", expected="scales that are numbers of at least 0")
+        whole = as_tensor(data)
+        scales = read_scales(whole[: 2 * num_blocks], like.dtype)
         number = num_blocks * self.number
         places = whole[2 * num_blocks : 2 * num_blocks + number].view(num_blocks, self.number).long()
         packed = whole[2 * num_blocks + number :]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from konvoi.errors import MessageRefused, NonFiniteError, PlanError
-from konvoi.plan.compress.codec import Codec
+from konvoi.plan.compress.codec import Codec, for_pieces
 from konvoi.plan.compress.ladder import RUNGS, Ladder
+from konvoi.plan.compress.none import none
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.layout import Layout
 
@@ -25,6 +26,7 @@ class Fragment:
     parameters: list[Tensor]
     agreed: Tensor
     parts: list[tuple[int, int]]
+    codecs: list[Codec]  # of each part
     momentum: Tensor | None  # of the outer step
     left: Tensor | None  # of this island's moves by the encoding, and not yet sent
     taken: Tensor | None = None  # the weights, or the mean gradient, of the snapshot
@@ -32,6 +34,11 @@ class Fragment:
     left_of_sums: dict[int, Tensor] = field(default_factory=dict)  # by part, of what this island added up
     tentative_sums: dict[tuple[bytes, int], Tensor] = field(default_factory=dict)  # by a sum's bytes and part
     _spare: list[Tensor] = field(default_factory=list)  # a new large vector costs more, in page faults, than its use
+
+    def codec(self, part: int, rung: int) -> Codec:
+        """A part's, at a rung where it has several."""
+        codec = self.codecs[part]
+        return codec.at(rung % len(RUNGS)) if isinstance(codec, Ladder) else codec
 
     def room(self) -> Tensor:
         """A vector to be written over."""
@@ -68,7 +75,7 @@ class Anchor:
         self._agreed_beside = self._present_beside()
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         self.layout = Layout.of(shapes, fragments=plan.fragments, num_parts=num_parts)
-        self.is_lossy = self.codec(0).num_bytes(4096) < 4 * 4096 and plan.feedback > 0
+        self.is_lossy = plan.compression != none() and plan.feedback > 0
         tensors = [p.detach() for p in parameters.values()]
         kinds = {(p.device.type, p.dtype) for p in tensors}
         if len(kinds) != 1 or not kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}:
@@ -79,12 +86,13 @@ class Anchor:
         self.fragments = []
         for number, (start, stop) in enumerate(self.layout.fragments):
             own = tensors[start:stop]
-            agreed = torch.cat([p.reshape(-1) for p in own])
+            agreed, parts = torch.cat([p.reshape(-1) for p in own]), self.layout.parts(number)
             self.fragments.append(
                 Fragment(
                     own,
                     agreed,
-                    self.layout.parts(number),
+                    parts,
+                    [for_pieces(plan.compression, self.layout.pieces(number, part)) for part in parts],
                     momentum=torch.zeros_like(agreed) if plan.outer_momentum else None,
                     left=torch.zeros_like(agreed) if self.is_lossy else None,
                 )
@@ -92,14 +100,11 @@ class Anchor:
 
     def largest_part(self) -> int:
         """Bytes of an encoded part, at most."""
-        codec = self.codec(len(RUNGS) - 1)
-        sizes = [(stop - start, one.agreed.itemsize) for one in self.fragments for start, stop in one.parts]
-        return max(codec.num_bytes(length, itemsize) for length, itemsize in sizes)
-
-    def codec(self, rung: int) -> Codec:
-        """The plan's, at a rung where it has several."""
-        codec = self.plan.compression
-        return codec.at(rung) if isinstance(codec, Ladder) else codec
+        return max(
+            one.codec(number, rung=-1).num_bytes(stop - start, one.agreed.itemsize)
+            for one in self.fragments
+            for number, (start, stop) in enumerate(one.parts)
+        )
 
     def of_round(self, round: int) -> Fragment:
         """The fragment that agrees in a round."""
@@ -161,13 +166,14 @@ class Anchor:
 
         Raises: NonFiniteError.
         """
-        one, codec = self.of_round(round), self.codec(rung)
+        one = self.of_round(round)
         taken = one.taken
         if taken is None:
             return []
         tentative = one.room() if one.left is not None else None
         encoded: list[bytes] = []
-        for start, stop in one.parts:  # part by part, which the processor's cache likes better than pass by pass
+        for number, (start, stop) in enumerate(one.parts):  # not pass by pass, for the processor's cache
+            codec = one.codec(number, rung)
             update = taken[start:stop]
             if self.plan.updates == "moves":
                 update = one.agreed[start:stop] - update
@@ -194,8 +200,8 @@ class Anchor:
 
         Raises: MessageRefused for a part that cannot be read.
         """
-        one, codec = self.of_round(round), self.codec(rung)
-        start, stop = one.parts[part]
+        one = self.of_round(round)
+        codec, (start, stop) = one.codec(part, rung), one.parts[part]
         like = one.agreed[start:stop]
         total = sum(weight for weight, _, _ in updates) or 1.0
         mean = torch.zeros_like(like)
@@ -215,9 +221,9 @@ class Anchor:
     @torch.no_grad()
     def decode(self, round: int, results: Sequence[bytes]) -> Tensor:
         """The mean update, a vector to be given back by `done_with`. Raises: MessageRefused."""
-        one, codec = self.of_round(round), self.plan.compression
+        one = self.of_round(round)
         mean = one.room()
-        for data, (start, stop) in zip(results, one.parts, strict=True):
+        for data, codec, (start, stop) in zip(results, one.codecs, one.parts, strict=True):
             mean[start:stop] = codec.decode(data, one.agreed[start:stop])
         for part, data in enumerate(results):
             if (data, part) in one.tentative_sums:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from konvoi.errors import PlanError
+from konvoi.plan.compress.codec import Piece
 
-ALIGNED = 256  # parts begin at multiples of this, so that no codec's block is cut
+ALIGNED = 256  # parts begin at multiples of this, so that few blocks of codecs are cut
 
 Range = tuple[int, int]
 
@@ -64,3 +65,21 @@ class Layout:
         size = self.size(fragment)
         step = -(-size // (self.num_parts * ALIGNED)) * ALIGNED
         return [(min(n * step, size), min((n + 1) * step, size)) for n in range(self.num_parts)]
+
+    def pieces(self, fragment: int, part: Range) -> tuple[Piece, ...]:
+        """What of which parameter a part holds, in its order; a vector is one row.
+
+        >>> layout = Layout.of({"a": (3, 100), "b": (20,)}, fragments=1, num_parts=2)
+        >>> layout.pieces(0, (256, 320))
+        (Piece(before=56, length=44, width=100), Piece(before=0, length=20, width=20))
+        """
+        found, begin = [], 0
+        first, last = self.fragments[fragment]
+        for shape in self.shapes[first:last]:
+            end = begin + math.prod(shape)
+            start, stop = max(begin, part[0]), min(end, part[1])
+            if start < stop:
+                width = math.prod(shape[1:]) if len(shape) > 1 else end - begin
+                found.append(Piece((start - begin) % width, stop - start, width))
+            begin = end
+        return tuple(found)
