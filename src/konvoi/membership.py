@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from types import TracebackType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from konvoi.convoy import LiveConvoy
-from konvoi.fleet.wire.grpc import Peers
-from konvoi.fleet.wire.lanes import lanes_wanted
 from konvoi.fleet.worker import Place
-from konvoi.meeting import AtDesk, Folder, Meeting, Pace
-from konvoi.observe.events import Agreed, Emit, StateFetched, Warned
+from konvoi.meeting import Meeting
+from konvoi.observe.events import Agreed, Emit, StateFetched
 from konvoi.plan.exchange.anchor import Anchor
 from konvoi.plan.exchange.chunks import CHUNK
 from konvoi.plan.sync import events as ev
 from konvoi.plan.sync import frames
-from konvoi.plan.sync.messages import Range
-from konvoi.security.identity import Identity
+from konvoi.presence import LEAVE_S, LOOK_S, Order, Presence
 from konvoi.state.journal import Journal
 from konvoi.task import Membership
 
-LEAVE_S = 5.0  # where a stop was asked for
-LOOK_S = 0.1
-PATIENCE_S = 5.0  # with an island that is to open its lanes
 
-
-@dataclass(frozen=True)
-class Order:
-    """What the workers of an island do next, all of them."""
-
-    is_over: bool = False
-    is_exchange: bool = False
-    ranges: tuple[Range, ...] = ()  # of positions, for a step
-    least: int = 0  # what the step's number is at least
-
-
-class Member:
-    """Use with `with`. The first worker of an island has it."""
+class Member(Presence):
+    """Of a convoy whose islands agree all with all, or by servers."""
 
     def __init__(
         self,
@@ -54,73 +35,20 @@ class Member:
         meeting: Meeting | None = None,
         beside: Sequence[Tensor] = (),
     ) -> None:
-        """`parameters`: those that are agreed on, whole; `beside` as `Anchor` has it. Without a meeting islands meet in
-        a folder, or at a desk."""
-        self.given, self.is_over, self.emit = given, place.stop_requested, emit
-        self.pace, self.dialed, self.banned = Pace(), set[str](), set[str]()
-        self.said: set[tuple[str, str]] = set()  # who was refused, and why
-        self.until = 0.0  # for a last agreement, where a stop was asked for
-        folder = given.folder / given.name
-        public = given.federation.public if given.federation is not None else ""
-        port = public.rpartition(":")[2] or "0"
+        """`parameters`: those that are agreed on, whole; `beside` as `Anchor` has it."""
         anchor = Anchor(parameters, given.plan, given.num_parts, beside)
-        self.wire = Peers(
-            Identity.load(folder),
-            hello=given.run.encode(),
-            encode=frames.encode,
-            decode=frames.decode,
-            address=f"{given.address}:{port}",
-            num_lanes=lanes_wanted(given.address),
-            largest=max(CHUNK, anchor.largest_part()),
-            on_refused=self._refused,
-        )
+        largest = max(CHUNK, anchor.largest_part())
+        super().__init__(given, place, emit, encode=frames.encode, decode=frames.decode, largest=largest)
         rules = given.plan.rules(given.num_parts, given.batch * given.plan.steps_per_round)
-        self.live = LiveConvoy(
-            given.name, given.plan, rules, given.first, anchor, self.wire, Journal(folder / "journal")
-        )
+        journal = Journal(self.folder / "journal")
+        self.live = LiveConvoy(given.name, given.plan, rules, given.first, anchor, self.wire, journal)
         self.told = self.live.state.last.round
-        self.meeting = meeting or Folder(given.folder, given.name, given.address)
-        if given.federation is not None:
-            self.meeting = AtDesk(given.federation, folder, facts=self.facts, heard=self._heard, warn=self.warn)
-        self.meeting.begin(self.wire.port)
-        self._heard((*given.first.members, *given.first.voters), ())
-
-    def _refused(self, peer: str, why: str) -> None:
-        if (peer, why) not in self.said and peer not in self.banned:
-            self.said.add((peer, why))
-            self.warn(f"{peer or 'somebody unknown'} was refused: {why}")
-
-    def warn(self, text: str) -> None:
-        self.emit(Warned(message=text))
-
-    def _heard(self, members: Iterable[str], revoked: Iterable[str]) -> None:
-        """Of two islands the one whose name comes later opens the lanes; the other tries too, where it has waited long,
-        as the first may not be able to."""
-        for name in {*members} - {self.given.name} - self.dialed:
-            self.dialed.add(name)
-            self.wire.dial({name: partial(self._where, name, time.monotonic())})
-        for name in {*revoked} - self.banned:
-            self.banned.add(name)
-            self.warn(f"{name} is no member any more: nothing more is heard of it")
-            self.wire.ban(name)
-
-    def _where(self, name: str, since: float) -> str | None:
-        is_others_turn = name > self.given.name
-        if is_others_turn and (time.monotonic() < since + PATIENCE_S or self.wire.open_lanes().get(name)):
-            return None
-        return self.meeting.where(name)
+        self.meet(meeting)
 
     def facts(self) -> dict[str, Any]:
-        """For whoever asks who is slow, and why."""
-        live = self.live
-        return {
-            "round": live.state.last.round,
-            "step": live.step,
-            "stands": live.state.stands,
-            "reaches": sorted(self.wire.open_lanes()),
-            "refused": live.refused.total(),
-            **self.pace.take(),
-        }
+        live, state = self.live, self.live.state
+        own = {"round": state.last.round, "step": live.step, "stands": state.stands}
+        return {**own, "refused": live.refused.total(), **super().facts()}
 
     def next(self) -> Order:
         """What all workers of this island do next. It waits a while where the others have to agree first."""
@@ -173,6 +101,10 @@ class Member:
     def _look(self) -> Order:
         return Order(is_exchange=self.live.look(LOOK_S))
 
+    def reading(self) -> dict[str, Any]:
+        """How far the convoy has come in its data, for a checkpoint."""
+        return dataclasses.asdict(self.live.reading())
+
     def exchange(self) -> bool:
         """Do what had to wait until no step was under way; whether the weights are others now."""
         before = self.live.anchor.num_writes
@@ -206,16 +138,7 @@ class Member:
                 every, sent = decision.every, self.wire.sent_bytes
                 self.emit(Agreed(round=decision.round, counted=counted, sent_bytes=sent, every=every))
 
-    def __enter__(self) -> Member:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:
-            self._leave()
-        self.meeting.close()
-        self.wire.close()
-
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """The others have to agree to it; until then they may need this island's vote, and what it holds."""
         self.meeting.say_done()
         if self.live.state.can_be_member:

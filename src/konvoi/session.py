@@ -76,7 +76,7 @@ class Session:
         if task.membership is not None:
             from konvoi.team import Team  # loads gRPC, which an island alone does without
 
-            self.team = Team(task.membership, island, self.parts, self.emit, learner=self.learner)
+            self.team = Team(task.membership, island, self.parts, self.emit, learner=self.learner, start=self.start)
         self.profiler: torch.profiler.profile | None = None
         sizes = island.of_all_stages({name: p.numel() for name, p in self.learner.parameters.items()})
         self.emit(Ready(num_parameters=sum(sizes.values()), seconds=time.perf_counter() - begin))

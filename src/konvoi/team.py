@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TypeVar
@@ -11,16 +10,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from konvoi.errors import PlanError
+from konvoi.gossiping import Gossiper
 from konvoi.island import LiveIsland
 from konvoi.job.data.loader import Leased
 from konvoi.job.job import Prepared
 from konvoi.learner import Follower, Learner
 from konvoi.meeting import Meeting
-from konvoi.membership import Member, Order
+from konvoi.membership import Member
 from konvoi.mirror import Mirror
 from konvoi.observe.events import Emit
 from konvoi.plan.split.parts import Parts
 from konvoi.plan.sync.messages import Decision
+from konvoi.presence import Order
 from konvoi.task import Membership
 from konvoi.values import MicroBatch
 
@@ -38,18 +39,22 @@ class Team:
         emit: Emit,
         meeting: Meeting | None = None,
         learner: Learner | None = None,
+        start: int = 0,
     ) -> None:
-        """`learner`: where gradients are agreed on, which islands of one worker can do."""
+        """`learner`: where gradients are agreed on, which islands of one worker can do. `start`: steps that were taken
+        before."""
         self.given, self.island = given, island
         self._follower = learner if isinstance(learner, Follower) else None
         self.mirror = Mirror(island, parts)
         if self._follower is not None and not self.mirror.is_direct:
             raise PlanError("gradients are agreed on in float32 or float64, by islands of one worker on a CPU")
-        is_first = island.place.worker == 0
-        beside = self._follower.state if self._follower else ()
-        self.member = Member(given, self.mirror.tensors, island.place, emit, meeting, beside) if is_first else None
-        if self.member is not None and self._follower is not None:
-            self.member.live.step_with = self._step_with
+        self.member: Member | Gossiper | None = None
+        if island.place.worker == 0 and given.plan.partners == "pairs":
+            self.member = Gossiper(given, self.mirror.tensors, island.place, emit, meeting, start)
+        elif island.place.worker == 0:
+            beside = self._follower.state if self._follower else ()
+            self.member = Member(given, self.mirror.tensors, island.place, emit, meeting, beside)
+            self.member.live.step_with = self._step_with if self._follower else None
         self._least = 0
 
     def batches(self, prepared: Prepared) -> Iterator[list[MicroBatch]]:
@@ -76,8 +81,8 @@ class Team:
                 return order
 
     def reading(self) -> dict[str, Any] | None:
-        """How far the convoy has come in its data, on the first worker."""
-        return dataclasses.asdict(self.member.live.reading()) if self.member is not None else None
+        """How far the convoy has come in its data, on the first worker; None where nobody leases."""
+        return self.member.reading() if isinstance(self.member, Member) else None
 
     def step(self, own: int) -> int:
         """The number of the next step: of this island's own count, or where it has just come to a state that the others

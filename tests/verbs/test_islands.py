@@ -14,7 +14,7 @@ import torch
 
 import konvoi as kv
 from konvoi.errors import PlanError
-from konvoi.observe.events import Agreed, Evaluated, Restarted, RunEnded, StateFetched, StepDone, WorkerDied
+from konvoi.observe.events import Agreed, Averaged, Evaluated, Restarted, RunEnded, StateFetched, StepDone, WorkerDied
 from konvoi.observe.sinks.jsonl import read_events
 from konvoi.plan import compress
 from konvoi.plan.convoy import Convoy, Plan
@@ -324,3 +324,60 @@ def test_what_a_convoy_cannot_do_is_said_before_anything_starts(tmp_path, plan, 
     with pytest.raises(PlanError):
         train(tmp_path, plan, number)
     assert not (tmp_path / "run").exists()
+
+
+def averaged(folder):
+    return [event.peer for event in read_events(folder) if isinstance(event, Averaged)]
+
+
+def test_islands_that_gossip_end_with_the_mean_of_all(tmp_path):
+    plan = kv.Island() | kv.gossip(every=2)
+    folders = train(tmp_path, plan, 3, global_batch=9, hooks=kv.Hooks(on_step=slowly))
+    first, *others = (weights(folder) for folder in folders)
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+    assert sum(len(averaged(folder)) for folder in folders) >= 6
+    for folder in folders:
+        steps = [event.step for event in read_events(folder) if isinstance(event, StepDone)]
+        assert steps == list(range(1, 21))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("convoy", [kv.gossip(every=2), kv.gossip(every=2, compression=compress.int8())], ids=["plain", "int8"])
+def test_gossip_outlives_whoever_is_killed_and_who_is_back_goes_on_from_a_neighbours_weights(tmp_path, convoy):
+    with kill(0, tmp_path / "run" / "events.jsonl", at_step=30):
+        folders = train(tmp_path, kv.Island() | convoy, 3, steps=150, global_batch=9, hooks=kv.Hooks(on_step=slowly))
+    hit, *quiet = ([*read_events(folder)] for folder in folders)
+    assert any(isinstance(event, Restarted) for event in hit)
+    for events in quiet:
+        assert not [event for event in events if isinstance(event, (WorkerDied, Restarted))]
+        assert [event.step for event in events if isinstance(event, StepDone)] == list(range(1, 151))
+    behind = next(n for n, event in enumerate(hit) if isinstance(event, Restarted))
+    steps = [event.step for event in hit[behind:] if isinstance(event, StepDone)]
+    assert steps[0] > 15  # there is no checkpoint to go on from
+    assert steps[-1] == 150
+    first, *others = (weights(folder) for folder in folders)
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+
+
+@pytest.mark.slow
+def test_islands_of_several_workers_gossip_and_stop_and_go_on(tmp_path):
+    plan, parent = kv.Island(fsdp=2) | kv.gossip(every=3), os.getpid()
+
+    def on_step(done):
+        time.sleep(0.02)
+        if done.step == 12:
+            with contextlib.suppress(FileExistsError):  # once, and by one of them
+                (tmp_path / "asked").touch(exist_ok=False)
+                os.kill(parent, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=on_step))
+    fleet = kv.fleet.local(4, islands=2, oversubscribe=True)
+    job = small.job(steps=60, hooks=kv.Hooks(on_step=on_step))
+    kv.train(job, plan, fleet, folder=tmp_path, resume="run", sinks=[], checkpoint_every=0)
+    for folder in islands(tmp_path / "run", 2):
+        steps = [event.step for event in read_events(folder) if isinstance(event, StepDone)]
+        assert steps[-1] == 60
+        assert len(steps) < 80
+    first, second = (weights(folder) for folder in islands(tmp_path / "run", 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)

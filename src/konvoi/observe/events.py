@@ -106,6 +106,15 @@ class Agreed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Averaged(Event):
+    """An island that gossips has taken the mean with another."""
+
+    peer: str
+    count: int  # of such exchanges
+    sent_bytes: int  # by this island, since its process began
+
+
+@dataclass(frozen=True, kw_only=True)
 class StateFetched(Event):
     """An island that was away, or is new, has what the others have agreed on."""
 

@@ -186,14 +186,6 @@ class Convoy:
         )
 
     @property
-    def what_processes_cannot(self) -> str:
-        """What of this plan islands of one process can do, and those of several not yet."""
-        asked = {
-            f"partners={self.partners}": self.partners != "all",
-        }
-        return ", ".join(name for name, whether in asked.items() if whether)
-
-    @property
     def what_only_train_can(self) -> str:
         """What of this plan neither federations nor programs with their own loop can do yet."""
         asked = {"updates=gradients": self.updates == "gradients", ", ".join(self.helpers): bool(self.helpers)}

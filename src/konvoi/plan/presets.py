@@ -90,7 +90,8 @@ def async_sgd(*, every: int = 1, damping: float = 0.5, **other: Any) -> Convoy:
 
 def gossip(*, every: int = 8, **other: Any) -> Convoy:
     """Now and then an island and one other take the mean of their weights; nobody leads, and nobody's end ends it (Lian
-    et al., Asynchronous Decentralized Parallel SGD, arXiv 1710.06952). So far within one process (`konvoi.simulate`).
+    et al., Asynchronous Decentralized Parallel SGD, arXiv 1710.06952). At the end all have the mean of
+    all.
 
     >>> gossip().partners
     'pairs'

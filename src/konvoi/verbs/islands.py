@@ -74,12 +74,6 @@ def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:
     require_net("a convoy between processes")
     if islands < 2:
         raise PlanError("a convoy has several islands", found="islands=1", hint="kv.fleet.local(4, islands=2)")
-    if convoy.what_processes_cannot:
-        raise PlanError(
-            "between processes islands agree all with all, and in rounds, so far",
-            found=convoy.what_processes_cannot,
-            hint="kv.local_sgd, kv.diloco or kv.streaming_diloco; the rest runs in konvoi.simulate",
-        )
     if convoy.updates == "gradients" and plan.island.num_workers > 1:
         found = f"updates=gradients, islands of {plan.island.num_workers} workers"
         raise PlanError("islands that agree on gradients have one worker each, so far", found=found)

@@ -72,8 +72,8 @@ def _of_several(plan: Plan, kind: str) -> Iterator[OwnLoop]:
         )
     if kind != devices.CPU:
         raise PlanError("a convoy's islands train on CPUs so far", found=kind)
-    if found := plan.convoy.what_processes_cannot or plan.convoy.what_only_train_can:
-        raise PlanError("islands of own loops agree all with all, in rounds, and on moves, so far", found=found)
+    if found := plan.convoy.what_only_train_can:
+        raise PlanError("islands of own loops agree by themselves, and on moves, so far", found=found)
     with torchrun.place(kind, devices.num_cores(), lambda event: None) as place:
         company = Company(plan, place, torchrun.master())
         with enter(company.place, plan.island) as island, company:

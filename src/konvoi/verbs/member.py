@@ -127,6 +127,8 @@ def train_member(
     """Train this machine's island until the convoy's last step. Raises: what training raises."""
     if alone := plan.convoy.what_only_train_can:
         raise PlanError("a federation agrees on moves, and has no servers, so far", found=alone)
+    if plan.convoy.partners == "pairs":
+        raise PlanError("a federation agrees all with all, so far", found="gossip", hint="kv.local_sgd(every=8)")
     mine = record.Record(folder / invitation.name)
     with mine.alone(), AgentHandle(preload) as agent, stop_signals() as stop:  # two of one name would vote twice
         prepared = prepare(job)  # while the agent loads torch

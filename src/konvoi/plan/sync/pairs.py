@@ -8,6 +8,9 @@ The partner takes half of the difference at once, and the initiator, when it hea
 sign: the sum over all islands stays, whatever the encoding leaves out and whatever was learnt meanwhile (Lian et al.,
 Asynchronous Decentralized Parallel SGD, arXiv 1710.06952, section 3). An island is in one exchange at a time. What is
 said twice is done once. An initiator gives up whom it does not reach any more: then, and only then, the sum may change.
+
+An island that is back takes a neighbour's weights, whole, before its first step. At the end all tell their last
+weights, and go out with their mean: the same one, bit by bit, where nobody was away for long.
 """
 
 from __future__ import annotations
@@ -17,8 +20,42 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-Id = tuple[str, int, int]  # of an exchange: who has begun it, in which life, and the how manyeth
+from konvoi.plan.sync.swaps import (
+    Action,
+    Adopt,
+    Adopted,
+    Bare,
+    Beat,
+    Busy,
+    Collect,
+    Collected,
+    Ended,
+    Event,
+    Failed,
+    Halve,
+    Halved,
+    Id,
+    Last,
+    Leaving,
+    Lend,
+    Lent,
+    Message,
+    Offer,
+    Offered,
+    Reaches,
+    Received,
+    Send,
+    Snapshot,
+    Snapshotted,
+    Stepped,
+    Swap,
+    Swapped,
+    Take,
+    Taken,
+)
+
 PATIENCE = 8  # beats without an answer of somebody who is out of reach
+LENDING = 30  # beats for which weights that were lent can be fetched
 
 
 @dataclass(frozen=True)
@@ -26,126 +63,6 @@ class Rules:
     every: int = 8  # steps between two exchanges that an island begins or is asked to
     max_ahead: int = 0  # steps behind a snapshot without an answer; then the island waits
     beat_s: float = 2.0
-
-
-# -- what is said, what happens, what is done ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Swap:
-    """Somebody's weights can be fetched under a hash; half of the difference is wanted."""
-
-    id: Id
-    hash: str
-
-
-@dataclass(frozen=True)
-class Swapped:
-    """The half, which is taken already."""
-
-    id: Id
-    hash: str
-
-
-@dataclass(frozen=True)
-class Busy:
-    id: Id
-
-
-Message = Swap | Swapped | Busy
-
-
-@dataclass(frozen=True)
-class Stepped:
-    step: int
-
-
-@dataclass(frozen=True)
-class Snapshotted:
-    id: Id
-    hash: str
-
-
-@dataclass(frozen=True)
-class Halved:
-    """What `Halve` asks for is done."""
-
-    id: Id
-    hash: str
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What `Take` asks for is done."""
-
-    id: Id
-
-
-@dataclass(frozen=True)
-class Failed:
-    """What was fetched for an exchange is no such thing."""
-
-    id: Id
-
-
-@dataclass(frozen=True)
-class Beat:
-    """To be called every `beat_s` seconds."""
-
-
-@dataclass(frozen=True)
-class Received:
-    sender: str
-    message: Message
-
-
-@dataclass(frozen=True)
-class Reaches:
-    """A hint of the wire."""
-
-    peer: str
-    whether: bool
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """No exchange is begun any more."""
-
-
-Event = Stepped | Snapshotted | Halved | Taken | Failed | Beat | Received | Reaches | Leaving
-
-
-@dataclass(frozen=True)
-class Send:
-    to: str
-    message: Message
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    id: Id
-
-
-@dataclass(frozen=True)
-class Halve:
-    """Fetch `peer`'s weights; between two steps encode half of the difference to them, and take it. Nothing of that
-    happens once `State.guest` is another."""
-
-    id: Id
-    peer: str
-    hash: str
-
-
-@dataclass(frozen=True)
-class Take:
-    """Fetch the half, and take it with the other sign, between two steps."""
-
-    id: Id
-    peer: str
-    hash: str
-
-
-Action = Send | Snapshot | Halve | Take
 
 
 @dataclass(frozen=True)
@@ -174,21 +91,47 @@ class State:
     answered: Mapping[str, tuple[Id, str]] = field(
         default_factory=dict
     )  # by initiator: the last, and its half; or "": no
-    lost: frozenset[str] = frozenset()
+    away: Mapping[str, int] = field(default_factory=dict)  # those who are out of reach, and for how many beats
+    is_back: bool = False  # its weights are old, or none
+    bare: frozenset[str] = frozenset()  # who is back, too
+    adopting: str = ""  # from whom
+    beats: int = 0
+    lent: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # to whom: which weights, and at which beat
     is_leaving: bool = False
+    ended: str = ""  # the weights with which this island ends
+    lasts: Mapping[str, str] = field(default_factory=dict)  # those of others
+    collected: frozenset[str] = frozenset()
 
     @property
     def is_holding(self) -> bool:
         """Whether the next step has to wait for an answer."""
-        return self.own is not None and self.step - self.own.step >= self.rules.max_ahead
+        is_far = self.own is not None and self.step - self.own.step >= self.rules.max_ahead
+        return is_far or self.is_back
+
+    @property
+    def has_all(self) -> bool:
+        """Whether everybody's last weights are here, but those of who has been away for long."""
+        rest = {*self.peers} - self.collected
+        return bool(self.ended) and all(self.away.get(peer, 0) > PATIENCE for peer in rest)
+
+    @property
+    def held(self) -> set[str]:
+        """What others may want to fetch."""
+        halves = {half for _, half in self.answered.values()}
+        return (halves | {hash for hash, _ in self.lent.values()} | {self.ended}) - {""}
 
 
-def begin(me: str, peers: tuple[str, ...], rules: Rules, life: int = 0) -> State:
-    """
+def begin(
+    me: str, peers: tuple[str, ...], rules: Rules, life: int = 0, *, step: int = 0, is_back: bool = False
+) -> State:
+    """`step`: those that were taken before; `is_back`: others have gone on meanwhile.
+
     >>> begin("a", ("a", "b"), Rules(every=4)).due
     4
     """
-    return State(me, tuple(peer for peer in peers if peer != me), rules, life, due=rules.every)
+    others = tuple(peer for peer in peers if peer != me)
+    away = dict.fromkeys(others, 0) if is_back else {}
+    return State(me, others, rules, life, step=step, due=step + rules.every, away=away, is_back=is_back)
 
 
 def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
@@ -216,9 +159,26 @@ def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
     elif isinstance(event, Beat):
         _beat(s, out)
     elif isinstance(event, Reaches):
-        s.lost = s.lost - {event.peer} if event.whether else s.lost | {event.peer}
+        s.away = {peer: beats for peer, beats in s.away.items() if peer != event.peer}
+        if not event.whether:
+            s.away = {**s.away, event.peer: 0}
+        elif s.is_back and not s.adopting:
+            out.append(Send(event.peer, Lend()))
+    elif isinstance(event, Offered):
+        s.lent = {**s.lent, event.peer: (event.hash, s.beats)}
+        out.append(Send(event.peer, Lent(s.step, event.hash)))
+    elif isinstance(event, Adopted):
+        s.adopting = ""
+        if event.step is not None:
+            s.step, s.is_back = event.step, False
+            s.due = s.step + s.rules.every
     elif isinstance(event, Leaving):
         s.is_leaving = True
+    elif isinstance(event, Ended):
+        s.ended = event.hash
+        out += [Send(peer, Last(s.ended)) for peer in s.peers]
+    elif isinstance(event, Collected):
+        s.collected |= {event.peer}
     elif isinstance(event, Received):
         _receive(s, out, event.sender, event.message)
     _begin(s, out)
@@ -227,8 +187,8 @@ def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
 
 def _begin(s: State, out: list[Action]) -> None:
     """Ask somebody, or, every other time, wait a step to be asked: where all ask at once, all are refused."""
-    there = [peer for peer in s.peers if peer not in s.lost]
-    if s.own is not None or s.guest is not None or not there or s.step < s.due or s.is_leaving:
+    there = _there(s)
+    if s.own is not None or s.guest is not None or not there or s.step < s.due or s.is_leaving or s.is_back:
         return
     if _draw((s.me, s.life, -s.step)) % 2:
         s.due = s.step + 1
@@ -239,6 +199,10 @@ def _begin(s: State, out: list[Action]) -> None:
     out.append(Snapshot(id))
 
 
+def _there(s: State) -> list[str]:
+    return [peer for peer in s.peers if peer not in s.away]
+
+
 def _draw(id: Id) -> int:
     """The same on every machine, and different from exchange to exchange."""
     return int.from_bytes(hashlib.blake2b(repr(id).encode(), digest_size=8).digest())
@@ -246,28 +210,54 @@ def _draw(id: Id) -> int:
 
 def _beat(s: State, out: list[Action]) -> None:
     """Say again what was not answered, and give up who is away."""
-    own, guest = s.own, s.guest
+    own, guest, there = s.own, s.guest, _there(s)
+    s.beats += 1
+    s.away = {peer: beats + 1 for peer, beats in s.away.items()}
+    s.lent = {peer: (hash, beat) for peer, (hash, beat) in s.lent.items() if s.beats - beat <= LENDING}
+    if s.adopting in s.away:
+        s.adopting = ""
+    if s.is_back and not s.adopting:
+        rest = {*s.peers} - s.bare
+        s.is_back = any(s.away.get(peer, 0) <= PATIENCE for peer in rest)  # else go on from what is here
+        if s.is_back and there:
+            out.append(Send(there[s.beats % len(there)], Lend()))
+    if s.ended:
+        out += [Send(peer, Last(s.ended)) for peer in there]
     if own is not None:
-        own = s.own = replace(own, beats=own.beats + 1 if own.peer in s.lost else 0)
+        own = s.own = replace(own, beats=own.beats + 1 if own.peer in s.away else 0)
         if own.beats > PATIENCE:
             s.own, s.due = None, s.step + 1
         elif own.hash and not own.is_taking:
             out.append(Send(own.peer, Swap(own.id, own.hash)))
     if guest is not None:
-        guest = s.guest = replace(guest, beats=guest.beats + 1 if guest.peer in s.lost else 0)
+        guest = s.guest = replace(guest, beats=guest.beats + 1 if guest.peer in s.away else 0)
         if guest.beats > PATIENCE:
             s.guest = None
 
 
 def _receive(s: State, out: list[Action], sender: str, message: Message) -> None:
     own, guest = s.own, s.guest
-    if isinstance(message, Swap):
+    if sender not in s.peers:
+        return
+    if isinstance(message, Lend):
+        out.append(Send(sender, Bare()) if s.is_back else Offer(sender))
+    elif isinstance(message, Bare):
+        s.bare |= {sender}
+    elif isinstance(message, Lent):
+        if s.is_back and not s.adopting:
+            s.adopting = sender
+            out.append(Adopt(sender, message.hash, message.step))
+    elif isinstance(message, Last):
+        if sender not in s.collected:
+            s.lasts = {**s.lasts, sender: message.hash}
+            out.append(Collect(sender, message.hash))
+    elif isinstance(message, Swap):
         known = s.answered.get(sender)
-        if message.id[0] != sender or sender not in s.peers or (known and message.id < known[0]):
-            return  # of a stranger, or old
+        if message.id[0] != sender or (known and message.id < known[0]):
+            return  # of somebody else, or old
         if known and message.id == known[0]:  # what was answered stays
             out.append(Send(sender, Swapped(*known) if known[1] else Busy(message.id)))
-        elif guest is None and own is None and not s.is_leaving:
+        elif guest is None and own is None and not s.is_leaving and not s.is_back:
             s.guest = Exchange(message.id, sender, s.step, message.hash)
             out.append(Halve(message.id, sender, message.hash))
         elif guest is not None and guest.id == message.id:  # what was fetched may have been gone
