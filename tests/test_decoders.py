@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from konvoi.errors import KonvoiError
 from konvoi.fleet.wire.lanes import ABOUT, DATA, GET, Fetching, Lane
 from konvoi.plan import compress
+from konvoi.plan.compress.codec import Piece
 from konvoi.plan.exchange.chunks import Chunks, assemble
-from konvoi.plan.sync import frames
+from konvoi.plan.sync import frames, swaps
 from konvoi.plan.sync.messages import Decided, Decision, Offer, State, Update
 from konvoi.plan.sync.state import Durable
 from konvoi.security.roster import Invitation
@@ -78,11 +79,21 @@ def state(data):
     assert all(vector.isfinite().all() for vector in vectors)
 
 
-CODECS = (*map(compress.low_bit, (1, 2, 4)), compress.int8(), compress.none(), compress.top_k(0.1))
+CODECS = (
+    *map(compress.low_bit, (1, 2, 4)),
+    compress.int8(),
+    compress.none(),
+    compress.top_k(0.1),
+    compress.largest_of(8),
+    compress.frequencies(64),
+    compress.power_sgd(2).of((Piece(20, 600, 30), Piece(0, 100, 100))),
+)
 DECODERS = {  # a function of bytes, and bytes that it takes
     "messages": (frames.decode, frames.encode(Offer(1, UPDATE))),
     "decisions": (frames.decode, frames.encode(Decided(FIRST))),
     "states": (frames.decode, frames.encode(State(FIRST, ("3" * 32,) * 3))),
+    "swaps": (frames.decode_swap, frames.encode_swap(swaps.Swap(("a", 0, 1), "0" * 32))),
+    "loans": (frames.decode_swap, frames.encode_swap(swaps.Lent(7, "0" * 32))),
     "notes": (frames.decode_durable, frames.encode_durable(Durable(FIRST, 3, None))),
     "invitations": (lambda data: Invitation.read(data.decode("utf-8", "replace")), json.dumps(INVITATION).encode()),
     "pieces on a lane": (lane, DATA.pack(HASH, 0, 100) + bytes(100)),

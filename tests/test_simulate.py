@@ -25,6 +25,7 @@ from konvoi.plan.exchange.chunks import hashed
 from konvoi.plan.exchange.layout import Layout
 from konvoi.plan.island import Island
 from konvoi.plan.presets import async_sgd, decoupled_momentum, diloco, local_sgd, parameter_server, streaming_diloco
+from konvoi.plan.sync import events as ev
 from konvoi.plan.sync.messages import Decision
 from konvoi.proof import trace
 from konvoi.proof.cases import case
@@ -363,7 +364,8 @@ def comes_back(simulation, dead, folder):
         parameter.zero_()
     old, plan = dead.convoy, simulation.plan
     anchor = Anchor(dead.parameters, plan, old.state.rules.num_parts)
-    first = Decision.first(("island-0", "island-1"), ("island-0", "island-1"), old.state.rules.lease)
+    names = tuple(f"island-{number}" for number in range(old.state.rules.num_parts))
+    first = Decision.first(names, names, old.state.rules.lease)
     return LiveConvoy(old.name, plan, old.state.rules, first, anchor, simulation.hub, Journal(folder / old.name))
 
 
@@ -401,6 +403,52 @@ def test_an_island_that_comes_back_fetches_what_was_agreed_and_goes_on(tmp_path,
     assert {update.member for update in alive.convoy.state.last.updates} == {"island-0", "island-1"}
     first, second = (whole(one) for one in simulation.islands)
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_person_lets_one_go_on_without_a_majority_and_the_others_come_anew(tmp_path, monkeypatch):
+    made = LiveConvoy.__init__
+    monkeypatch.setattr(
+        LiveConvoy, "__init__", lambda self, name, *given: made(self, name, *given[:5], Journal(tmp_path / name))
+    )
+    plan = diloco(every=5, deadline_s=3.0, compression=compress.int8())
+    simulation = Simulation(prepare(case("gpt ragged", steps=60).job), plan, 3)
+    alive, *dead = simulation.islands
+    for _ in simulation.run(12):
+        pass
+    for one in dead:
+        simulation.hub.leave(one.name)
+        one.convoy.happen = lambda event: None
+    for step in (13, 14, 15):
+        simulation._take_step(alive, step)
+    simulation.hub.run(200.0)
+    assert not alive.convoy.catch_up()  # two of three are away
+    assert alive.convoy.state.last.round == 2
+    alive.convoy.happen(ev.Reform())
+    simulation.convoys, simulation.islands = [alive.convoy], [alive]
+    for step in range(16, 26):
+        simulation.hub.run(0.5)
+        assert alive.convoy.catch_up() or not simulation.hub.run(0.5)
+        simulation._take_step(alive, step)
+        alive.convoy.catch_up()
+        simulation.hub.run(0.5)
+        alive.convoy.catch_up()
+    last = alive.convoy.state.last
+    assert last.members == last.voters == (alive.name,)
+    assert last.samples == 45 * simulation.batch  # three's ten steps, and this one's fifteen
+    for number, one in enumerate(dead):
+        one.convoy = comes_back(simulation, one, tmp_path)
+        simulation.convoys.append(one.convoy)
+        simulation.islands.append(one)
+        for step in range(26 + 15 * number, 41 + 15 * number):
+            for other in simulation.islands:
+                if other.convoy.state.is_member and other.convoy.state.stands and other.convoy.catch_up():
+                    simulation._take_step(other, step)
+            simulation.hub.run(1.0)
+            for convoy in simulation.convoys:
+                convoy.catch_up()
+    last = alive.convoy.state.last
+    assert last.members == last.voters == ("island-0", "island-1", "island-2")
+    assert {update.member for update in last.updates} == {*last.members}
 
 
 def test_a_piece_of_the_state_that_is_damaged_is_fetched_from_somebody_else(tmp_path):

@@ -124,6 +124,8 @@ def _federation(options: argparse.Namespace) -> None:
             _out(str(federation.invite(folder, options.member, **given)))
         elif options.act == "revoke":
             federation.revoke(folder, options.member)
+        elif options.act == "reform":
+            federation.reform(folder, options.member)
         else:
             _out(federation.members(folder))
 

@@ -106,7 +106,7 @@ class Company:
             meeting = AtStore(self._all, name, host)
         convoy = self.plan.convoy
         # The program reads its own batches: what is leased is steps.
-        first = Decision.first(names, names, convoy.steps_per_round)
+        first = Decision.first(names, convoy.voters(names), convoy.steps_per_round)
         given = Membership(name, convoy, first, 1, self.islands, self.islands, run, self._folder, address=host)
         self._team = Team(given, island, parts, _warn, meeting)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,10 +103,10 @@ class AtDesk:
         identity: Path,
         *,
         facts: Callable[[], Mapping[str, Any]],
-        heard: Callable[[Iterable[str], Iterable[str]], None],
+        heard: Callable[[Iterable[str], Iterable[str], Sequence[str]], None],
         warn: Callable[[str], None],
     ) -> None:
-        """`heard(members, revoked)` is called with every answer."""
+        """`heard(members, revoked, reforms)` is called with every answer."""
         self.federation, self.identity = federation, identity
         self._facts, self._heard, self._warn = facts, heard, warn
         self._address, self._is_done = "", False
@@ -158,7 +158,7 @@ class AtDesk:
         told = desk.ask(federation.desks, "/meet", body, federation.authority, self.identity)
         self._addresses = {str(name): str(where) for name, where in told["addresses"].items()}
         self._done = set(map(str, told["done"]))
-        self._heard(tuple(self._addresses), tuple(map(str, told["revoked"])))
+        self._heard(tuple(self._addresses), *(tuple(map(str, told[key])) for key in ("revoked", "reforms")))
 
 
 class Pace:

@@ -19,7 +19,7 @@ from konvoi.plan.exchange.chunks import CHUNK
 from konvoi.plan.sync import events as ev
 from konvoi.plan.sync import frames
 from konvoi.presence import LEAVE_S, LOOK_S, Order, Presence
-from konvoi.state.journal import Journal
+from konvoi.state.journal import Journal, write
 from konvoi.task import Membership
 
 
@@ -49,6 +49,17 @@ class Member(Presence):
         live, state = self.live, self.live.state
         own = {"round": state.last.round, "step": live.step, "stands": state.stands}
         return {**own, "refused": live.refused.total(), **super().facts()}
+
+    def reformed(self, count: int, name: str) -> None:
+        done = self.folder / "reforms"  # as many as this island knows of
+        if count <= (int(done.read_text()) if done.exists() else 0):
+            return
+        if name == self.given.name:
+            if not self.live.state.stands:
+                return  # it has no state to go on from, yet
+            self.live.happen(ev.Reform())
+            self.warn("a person has said that a majority is gone: this island goes on alone, and the others come anew")
+        write(done, str(count).encode())
 
     def next(self) -> Order:
         """What all workers of this island do next. It waits a while where the others have to agree first."""

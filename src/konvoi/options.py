@@ -16,7 +16,7 @@ look    evaluate   held-out figures of a run
         generate   what a run's model writes after a prompt
         report     write a run's report.html and say where it is
         doctor     what this machine has, and (--self-test) whether every way of splitting computes the same here
-share   federation found one of your machines, and who may come: start, invite, status, members, revoke, leave
+share   federation found one of your machines, and who may come: start, invite, status, members, revoke, reform, leave
         join       become a member by an invitation, and train
 try     lab        the same training between hosts of this machine, joined by slow, lossy and cut links
 take    export     a run's weights as safetensors and a config, for transformers where it knows the model
@@ -191,7 +191,15 @@ def _federation(verbs: Any) -> None:
     members = acts.add_parser("members", help="who is a member, by name and certificate")
     revoke = acts.add_parser("revoke", help="a member, or an invitation, is none any more")
     revoke.add_argument("member", metavar="NAME")
-    for act in (invite, status, members, revoke):
+    reform = acts.add_parser(
+        "reform",
+        help="a majority is gone for good: go on as one member has it",
+        description="For when so many members are gone for good that the others would wait for a majority for ever. "
+        "The convoy goes on as MEMBER has it, whose island is running, alone at first; all others come anew and take "
+        "its state. What they have agreed on without it is lost. The act is written into the federation's log.",
+    )
+    reform.add_argument("member", metavar="MEMBER")
+    for act in (invite, status, members, revoke, reform):
         act.add_argument("--federation", metavar="NAME", help="default: the only one that was founded here")
     acts.add_parser("leave", help="this machine's members will not come back").add_argument(
         "federation", metavar="NAME"

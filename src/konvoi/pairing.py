@@ -109,8 +109,8 @@ class LivePairs:
 
     @torch.no_grad()
     def end(self) -> bool:
-        """Tell the others with which weights this island ends; later, when everybody's are here, take their mean. Returns
-        whether it has."""
+        """Tell the others with which weights this island ends; later, when everybody's are here, take their mean.
+        Returns whether it has."""
         with self._lock:
             if not self.state.ended:
                 self.happen(swaps.Ended(self._keep_present()))

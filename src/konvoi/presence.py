@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -71,7 +71,7 @@ class Presence:
         if given.federation is not None:
             self.meeting = AtDesk(given.federation, self.folder, facts=self.facts, heard=self._heard, warn=self.warn)
         self.meeting.begin(self.wire.port)
-        self._heard((*given.first.members, *given.first.voters), ())
+        self._heard((*given.first.members, *given.first.voters), (), ())
 
     def facts(self) -> dict[str, Any]:
         """For whoever asks who is slow, and why."""
@@ -85,7 +85,7 @@ class Presence:
             self.said.add((peer, why))
             self.warn(f"{peer or 'somebody unknown'} was refused: {why}")
 
-    def _heard(self, members: Iterable[str], revoked: Iterable[str]) -> None:
+    def _heard(self, members: Iterable[str], revoked: Iterable[str], reforms: Sequence[str]) -> None:
         """Of two islands the one whose name comes later opens the lanes; the other tries too, where it has waited long,
         as the first may not be able to."""
         for name in {*members} - {self.given.name} - self.dialed:
@@ -95,6 +95,11 @@ class Presence:
             self.banned.add(name)
             self.warn(f"{name} is no member any more: nothing more is heard of it")
             self.wire.ban(name)
+        if reforms:
+            self.reformed(len(reforms), reforms[-1])
+
+    def reformed(self, count: int, name: str) -> None:
+        """A person has let one member go on without a majority, for the `count`th time."""
 
     def _where(self, name: str, since: float) -> str | None:
         is_others_turn = name > self.given.name

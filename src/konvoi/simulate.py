@@ -60,7 +60,7 @@ class Simulation:
         self.batch = job.global_batch // num_islands
         names = tuple(f"island-{number}" for number in range(num_islands))
         rules = plan.rules(num_parts=num_islands, lease=self.batch * plan.steps_per_round)
-        first = Decision.first(names, plan.servers or names, rules.lease)
+        first = Decision.first(names, plan.voters(names), rules.lease)
         self.islands: list[Simulated] = []
         self.convoys: list[LiveConvoy] = []  # of servers, too
         self._source, self._rules, self._plan_inside = source, rules, island or Island()

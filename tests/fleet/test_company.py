@@ -65,6 +65,12 @@ def assert_same(some, other):
 
 
 @pytest.mark.slow
+def test_own_loops_that_gossip_end_with_the_same_weights(tmp_path):
+    first, second = launch(tmp_path / "gossip", "kv.Island() | kv.gossip(every=1)", 2)
+    assert first == second
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_islands_that_agree_at_every_step_learn_what_data_parallel_workers_do(tmp_path):
     expected, _ = launch(tmp_path / "dp", "kv.Island(dp=2)", 2)

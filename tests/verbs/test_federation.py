@@ -141,6 +141,45 @@ def test_three_machines_train_one_model_and_the_third_comes_later(here, start):
         assert one.wait(60) == 130, one.log.read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_when_a_majority_is_gone_a_person_lets_one_go_on_and_the_next_comes_anew(here, start):
+    words = ("--plan", PLAN, "--listen", "127.0.0.1:0", "--name", "far", "--members", "2")
+    desk = start("federation", "start", "far.py", *words, folder=here)
+    port = until(lambda: port_of(desk.log), of=[desk])
+    machines = {}
+    for name in ("ada", "bob"):
+        assert konvoi("federation", "invite", name, "--at", f"127.0.0.1:{port}", folder=here).returncode == 0
+        machines[name] = here / name
+        machines[name].mkdir()
+        (machines[name] / "far.py").write_text(RECIPE)
+        (here / f"{name}.invite").rename(machines[name] / "my.invite")
+    ada, bob = (start("join", "my.invite", folder=folder) for folder in machines.values())
+
+    def rounds(name):
+        return [event for event in events(machines[name]) if event["event"] == "Agreed"]
+
+    until(lambda: len(rounds("ada")) > 3, of=[ada, bob])
+    os.killpg(bob.pid, signal.SIGKILL)
+    time.sleep(4)
+    stuck = len(rounds("ada"))
+    time.sleep(3)
+    assert len(rounds("ada")) <= stuck + 1  # it cannot know whether bob goes on elsewhere
+    wrong = konvoi("federation", "reform", "eve", folder=here)
+    assert wrong.returncode == 2
+    assert "no such member" in wrong.stderr
+    assert konvoi("federation", "reform", "ada", folder=here).returncode == 0
+    until(lambda: len(rounds("ada")) > stuck + 5, of=[ada])
+    assert list(rounds("ada")[-1]["counted"]) == ["ada"]
+    assert "as ada had it" in konvoi("federation", "status", folder=here).stdout
+    back = start("join", "my.invite", folder=machines["bob"])
+    until(lambda: {*rounds("ada")[-1]["counted"]} == {"ada", "bob"}, of=[ada, back])
+    for one in (ada, back):
+        one.send_signal(signal.SIGINT)
+    for one in (ada, back):
+        assert one.wait(60) == 130, one.log.read_text()
+
+
 def found(**other):
     given = {"num_first": 2, "listen": "127.0.0.1:0", "at": ("far.example",), "name": "far"} | other
     return federation.found(Path("far.py"), (), PLAN, **given)

@@ -137,6 +137,7 @@ class Desk:
             "addresses": {one: told["address"] for one, told in members.items() if told["address"]},
             "done": [one for one, told in members.items() if told["facts"].get("done")],
             "revoked": sorted(self.roster.revoked),
+            "reforms": list(self.roster.reforms),
         }
 
     def status(self) -> dict[str, Any]:
@@ -158,6 +159,7 @@ class Desk:
             "members": members,
             "invited": {name: {"expires_in_h": left} for name, left in hours.items()},
             "revoked": sorted(self.roster.revoked),
+            "reforms": list(self.roster.reforms),
             "refused": dict(self.refused),
         }
 

@@ -44,6 +44,8 @@ class Convoy:
       wants, from what the islands measure; and with `compression=ladder()` the bits of a value as many. 0: all stays
       as it is.
     - `servers`: names of processes that add up and decide, instead of the islands themselves.
+    - `deciders`: the islands that vote, as a tie between two is broken by one; none: all do. An island alone goes on
+      where it has their majority, and else waits for the others after `ahead` steps.
     - `witness`: a third process without model or data, which breaks the tie of two islands.
     - `quorum`, `deadline_s`: so long after the first update, that share of the islands is enough; the others' work
       counts in the next round.
@@ -71,6 +73,7 @@ class Convoy:
     max_comm_fraction: float = 0.0
     servers: tuple[str, ...] = ()
     witness: str = ""
+    deciders: tuple[str, ...] = ()
     quorum: float = 0.5
     deadline_s: float = 30.0
     patience_s: float = 60.0
@@ -109,6 +112,9 @@ class Convoy:
             raise PlanError("pairs take the mean of their weights, and nothing else", found=", ".join(others))
         if self.servers and self.witness:
             raise PlanError("a witness is for islands that decide by themselves", found=f"servers={self.servers}")
+        if self.deciders and (self.helpers or self.partners == "pairs" or len({*self.deciders}) < len(self.deciders)):
+            found = ", ".join(self.describe())
+            raise PlanError("deciders are islands of a convoy that decides by itself", found=found)
         if len({*self.helpers}) < len(self.helpers) or not all(map(HELPER.fullmatch, self.helpers)):
             found = "+".join(self.helpers)
             raise PlanError("who helps has a name of its own", found=found, expected="letters, digits, - and _")
@@ -153,6 +159,13 @@ class Convoy:
         """Those who have no data: servers, and the witness."""
         return (*self.servers, *((self.witness,) if self.witness else ()))
 
+    def voters(self, islands: tuple[str, ...]) -> tuple[str, ...]:
+        """Who decides at first. Raises: PlanError for deciders that are no islands."""
+        if strangers := sorted({*self.deciders} - {*islands}):
+            raise PlanError("deciders are islands", found=", ".join(strangers), expected=", ".join(islands))
+        own = self.servers or self.deciders or islands
+        return (*own, self.witness) if self.witness else own
+
     @property
     def is_quick(self) -> bool:
         """Whether a decision may be a single island's: there are as many more of them, and nobody waits for all."""
@@ -183,6 +196,7 @@ class Convoy:
             kept=KEPT_WHERE_QUICK if self.is_quick else Rules.kept,
             servers=self.servers,
             witness=self.witness,
+            deciders=self.deciders,
         )
 
     @property

@@ -40,6 +40,7 @@ class Roster:
     revoked: dict[str, str] = field(default_factory=dict)  # fingerprints by name
     left: set[str] = field(default_factory=set)
     begun: tuple[str, ...] = ()  # with whom training began
+    reforms: list[str] = field(default_factory=list)  # as who had it the convoy went on without a majority
 
     read: int = 0  # bytes of the log
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -119,6 +120,14 @@ class Roster:
         if not self.begun:
             self._add({"what": "begun", "name": "", "names": sorted(names), "at": now})
 
+    def reform(self, name: str, now: float) -> None:
+        """A person's act: a majority is gone for good, and the convoy goes on as this member has it. Raises: FleetError
+        where there is no such member."""
+        if name not in self.members:
+            known = ", ".join(sorted(self.members)) or "nobody"
+            raise FleetError("there is no such member", found=name, expected=known)
+        self._add({"what": "reformed", "name": name, "at": now})
+
     def is_member(self, name: str, fingerprint: str) -> bool:
         """Whether a certificate is that of a member now."""
         return self.members.get(name) == fingerprint
@@ -149,6 +158,8 @@ class Roster:
             self.invited.pop(name, None)
             if name in self.members:
                 self.revoked[name] = self.members.pop(name)
+        elif what == "reformed":
+            self.reforms.append(name)
         elif what == "left":
             self.left.add(name)
         else:

@@ -22,8 +22,8 @@ class Journal:
         for name, data in named.items():
             path = self.folder / "named" / name
             if not path.exists():
-                _write(path, data)
-        _write(self.folder / "entry", entry)
+                write(path, data)
+        write(self.folder / "entry", entry)
 
     def read(self) -> bytes | None:
         """The newest entry; None where there is none."""
@@ -41,7 +41,8 @@ class Journal:
                 path.unlink(missing_ok=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """On disk when this returns; after a crash there is this file, or the one before."""
     new = path.with_name(path.name + ".new")
     with new.open("wb") as file:
         file.write(data)

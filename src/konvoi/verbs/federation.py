@@ -165,6 +165,12 @@ def revoke(folder: Path, member: str) -> None:
     Roster.open(folder / "roster.jsonl").revoke(member, time.time())
 
 
+def reform(folder: Path, member: str) -> None:
+    """Where a majority is gone for good: the convoy goes on as this member has it. Raises: FleetError."""
+    Terms.read(folder)
+    Roster.open(folder / "roster.jsonl").reform(member, time.time())
+
+
 def members(folder: Path) -> str:
     """By name and certificate, for a person who compares them by telephone."""
     roster = Roster.open(folder / "roster.jsonl")
@@ -200,6 +206,7 @@ def as_table(told: Mapping[str, Any], now: float) -> str:
         if told["begun"]
         else f"waiting for {told['num_first']} members to begin"
     )
+    rows += [("", *empty, f"reformed: went on as {name} had it") for name in told.get("reforms", ())]
     refused = [f"refused {count} times: {why}" for why, count in told["refused"].items()]
     return "\n".join([head, *columns(rows), *refused])
 

@@ -55,17 +55,17 @@ def memberships(
     told = repr((prepared.describe(), plan.hash, names, was))
     run = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     authority = Authority.make(run)
-    everybody, adding_up = (*names, *plan.helpers), plan.servers or tuple(names)
+    everybody, num_parts = (*names, *plan.helpers), len(plan.servers or names)
     for name in everybody:
         authority.issue(name).save(folder / name)
-    voters = (*adding_up, plan.witness) if plan.witness else adding_up
+    voters = plan.voters(tuple(names))
     total = batch * len(names)
     lease = batch * plan.steps_per_round
     first = Decision.first(tuple(names), voters, lease)
     if was is not None:
         read = reading(was[1]) or leases.Reading((), was[0] * total)
         first = leases.begin_anew(read, tuple(names), voters, lease, was[0])
-    return [Membership(name, plan, first, batch, total, len(adding_up), run, folder) for name in everybody]
+    return [Membership(name, plan, first, batch, total, num_parts, run, folder) for name in everybody]
 
 
 def check(job: Job, prepared: Prepared, plan: Plan, fleet: Local) -> int:

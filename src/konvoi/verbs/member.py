@@ -144,7 +144,7 @@ def train_member(
         membership = Membership(
             invitation.name,
             plan.convoy,
-            Decision.first(begun, begun, lease) if is_first else Decision.unknown(contacts),
+            Decision.first(begun, plan.convoy.voters(begun), lease) if is_first else Decision.unknown(contacts),
             batch,
             batch * len(begun),
             len(begun),

@@ -74,6 +74,11 @@ class Ending:
 
 
 @dataclass(frozen=True)
+class Reform:
+    """A person has said that a majority is gone for good: this island goes on alone, and whoever comes, comes anew."""
+
+
+@dataclass(frozen=True)
 class Leaving:
     """A person, or the machine's shutdown, wants this island to leave."""
 
@@ -92,7 +97,7 @@ class Found:
     peer: str
 
 
-Event = Started | Stepped | Snapshotted | Summed | Fetched | Timer | Received | Ending | Leaving | Lost | Found
+Event = Started | Stepped | Snapshotted | Summed | Fetched | Timer | Received | Ending | Reform | Leaving | Lost | Found
 
 
 # -- what is done ----------------------------------------------------------------------------------------------------

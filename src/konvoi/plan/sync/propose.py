@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 from konvoi.plan.sync import leases, pace
 from konvoi.plan.sync.events import Action, Send, SetTimer
@@ -21,6 +22,8 @@ from konvoi.plan.sync.messages import (
     Update,
 )
 from konvoi.plan.sync.state import State
+
+REFORM = 1_000_000  # rounds that nobody else has come to meanwhile
 
 
 def proposer(last: Decision, ballot: int) -> str:
@@ -143,7 +146,8 @@ def see_to_it(s: State, out: list[Action]) -> None:
 def _awaited(s: State) -> set[str]:
     counted = {one.member for one in s.last.updates}
     present = {*s.last.members} - s.left
-    return {m for m in present if m in s.last.voters or m in counted or m in s.standing or s.rules.servers}
+    is_told = bool(s.rules.servers or s.rules.deciders)  # who decides is not who is there
+    return {m for m in present if m in s.last.voters or m in counted or m in s.standing or is_told}
 
 
 def _may_select(s: State) -> bool:
@@ -247,6 +251,7 @@ def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:
     voters = last.voters
     if not s.rules.servers:
         stay = ({*last.voters} | {*counted}) & {*members}  # newcomers from their first counted update on
+        stay = stay & {*s.rules.deciders} or stay  # when the last of those has left, the others vote
         voters = tuple(sorted((stay or {*members}) | ({s.rules.witness} & {*last.voters}))) or last.voters
     every, rung = pace.following(s.rules, last, select.updates)
     lease, ahead = s.rules.samples_of(every or s.rules.every), s.rules.samples_of(s.rules.max_ahead)
@@ -268,4 +273,25 @@ def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:
         last.steps + s.every * bool(select.updates),
         every,
         rung,
+    )
+
+
+def alone(s: State) -> Decision:
+    """What no majority has decided: this member goes on from here by itself. Its number is so far behind all others
+    that whoever comes back, with whatever was decided elsewhere, finds that it has to fetch the state."""
+    last, me = s.last, (s.me,)
+    given, cursor, returned = leases.next_leases(last, me, {}, s.rules.samples_of(s.every), 0)
+    return replace(
+        last,
+        round=s.round + REFORM,
+        previous=last.id,
+        updates=(),
+        owners=(),
+        results=(),
+        members=me,
+        voters=me,
+        leases=given,
+        cursor=cursor,
+        returned=returned,
+        anchor="",
     )

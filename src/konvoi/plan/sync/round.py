@@ -34,6 +34,7 @@ from konvoi.plan.sync.events import (
     Persist,
     Received,
     Reduce,
+    Reform,
     Send,
     SetTimer,
     Snapshot,
@@ -133,6 +134,11 @@ def _ending(s: State, out: list[Action], event: Ending) -> None:
     s.is_ending = True
 
 
+def _reform(s: State, out: list[Action], event: Reform) -> None:
+    if s.is_member and s.stands:
+        s.decided = propose.alone(s)
+
+
 def _leaving(s: State, out: list[Action], event: Leaving) -> None:
     s.leaving = True
     out += [Send(voter, Leave(s.last.round)) for voter in s.last.voters]
@@ -154,7 +160,7 @@ def _beat(s: State, out: list[Action]) -> None:
     others = [peer for peer in s.everybody if peer != s.me]
     if s.is_out or not others:
         return
-    is_settled = s.is_member and s.stands and (s.is_voter or bool(s.rules.servers))
+    is_settled = s.is_member and s.stands and (s.is_voter or bool(s.rules.servers or s.rules.deciders))
     if s.can_be_member and not s.leaving and not is_settled:
         out += [Send(voter, Join(s.last.round, s.stands and s.is_member)) for voter in s.last.voters]
     if not s.stands and s.last.round >= 0:
@@ -202,6 +208,7 @@ EVENTS: dict[type, Callable[..., None]] = {
     Summed: _summed,
     Fetched: _fetched,
     Ending: _ending,
+    Reform: _reform,
     Leaving: _leaving,
     Timer: _timer,
 }

@@ -32,6 +32,7 @@ class Rules:
     kept: int = 8  # decisions whose results are kept for those who are behind
     servers: tuple[str, ...] = ()  # who votes and adds up, where that is not the members' own work
     witness: str = ""  # votes, and has neither model nor data
+    deciders: tuple[str, ...] = ()  # the members that vote; none: all do
 
     def samples_of(self, steps: int) -> int:
         """That a member reads in so many steps."""
