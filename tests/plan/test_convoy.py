@@ -23,9 +23,19 @@ def test_what_cannot_be_is_refused():
         {"servers": ("island-0",)},
         {"servers": ("server",), "witness": "witness"},
         {"servers": ("../up",)},
+        {"deciders": ("a", "a")},
+        {"deciders": ("a",), "servers": ("server",)},
+        {"deciders": ("a",), "pace": "time"},
+        {"deciders": ("a",), "partners": "pairs"},
     ):
         with pytest.raises(PlanError):
             Convoy(**wrong)
+
+
+def test_deciders_are_islands():
+    assert Convoy(deciders=("b",)).voters(("a", "b")) == ("b",)
+    with pytest.raises(PlanError, match="deciders are islands"):
+        Convoy(deciders=("c",)).voters(("a", "b"))
 
 
 def test_plans_are_told_apart_by_their_hash():

@@ -35,12 +35,14 @@ def test_two_workers_reach_each_other_here(found):
         ({"loopback": "refused"}, "firewall"),
         ({"disk_free_bytes": 5_000_000}, "checkpoints may not fit"),
         ({"device_kind": "cpu"}, "no accelerator"),
+        ({"congestion_control": "cubic"}, "tcp_congestion_control=bbr"),
         ({"extras": {"text": False, "hub": True, "hf": False}}, "pip install 'konvoi[text,hf]'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_warning_says_what_mends_it(change, says):
     fine = {"can_fork": True, "loopback": "ok", "disk_free_bytes": 10**12, "device_kind": "cuda", "extras": {}}
+    fine |= {"congestion_control": "bbr"}
     assert list(doctor._warnings(fine)) == []
     (warning,) = doctor._warnings(fine | change)
     assert says in warning

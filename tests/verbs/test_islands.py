@@ -214,6 +214,17 @@ def test_with_a_witness_one_of_two_islands_goes_on_alone(tmp_path):
     assert [event.step for event in found if isinstance(event, StepDone)] == list(range(1, 61))
 
 
+@pytest.mark.slow
+def test_the_one_that_decides_goes_on_without_the_other(tmp_path):
+    plan = kv.Island() | Convoy(every=2, deadline_s=3.0, deciders=("island-0",))
+    with kill(1, tmp_path / "run" / "islands" / "island-1" / "events.jsonl", at_step=12):
+        folders = train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=slowly))
+    found = [*read_events(folders[0])]
+    assert [event.step for event in found if isinstance(event, StepDone)] == list(range(1, 61))
+    assert {"island-0": 8} in [event.counted for event in found if isinstance(event, Agreed)][5:]
+    assert any(isinstance(event, Restarted) for event in read_events(folders[1]))
+
+
 class Unequally:
     """The first process to ask is three times as slow."""
 

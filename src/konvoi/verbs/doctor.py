@@ -23,6 +23,7 @@ EXTRAS = {  # each with a module that only it needs
     "images": "PIL",
     "tensorboard": "tensorboard",
 }
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 BUDGET_S = 110.0  # of a self-test: it ends within two minutes, and names what it left out
 FREE_BYTES = 2_000_000_000  # room for a few checkpoints of a small model
 CPU_WORKERS = 4  # they share the cores: this is for the sums, not for speed
@@ -46,6 +47,7 @@ def doctor() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "extras": {name: importlib.util.find_spec(module) is not None for name, module in EXTRAS.items()},
+        "congestion_control": _congestion_control(),
         "can_fork": can_fork,
         "loopback": loopback,
     }
@@ -83,6 +85,13 @@ def _memory_bytes() -> int | None:
         return None
 
 
+def _congestion_control() -> str | None:
+    try:
+        return CONGESTION.read_text().strip()
+    except OSError:  # a system that does not say
+        return None
+
+
 def _warnings(found: Mapping[str, Any]) -> Iterator[str]:
     """What a person may want to mend, each with how."""
     if not found["can_fork"]:
@@ -91,6 +100,11 @@ def _warnings(found: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"two workers of this computer cannot reach each other ({found['loopback']}): "
             "look at the firewall's rules for the loopback interface, or train with one worker"
+        )
+    if found["congestion_control"] and not found["congestion_control"].startswith("bbr"):
+        yield (
+            f"TCP's congestion control is {found['congestion_control']}, to which every lost packet is a full link: "
+            "where islands are far apart, `sysctl net.ipv4.tcp_congestion_control=bbr` carries many times more"
         )
     if found["disk_free_bytes"] < FREE_BYTES:
         free = found["disk_free_bytes"] / 1e9

@@ -139,11 +139,11 @@ class World:
             rules = replace(rules, servers=voters)
         elif given.family == "witness":
             rules, voters = replace(rules, witness="w"), (*names, "w")
-        if given.family == "all" and given.seed % 7 == 4:
+        if given.family == "all" and given.seed % 7 == 5:
             voters = names[: 1 + given.seed // 7 % 2]
             rules = replace(rules, deciders=voters)
         if given.family in ("all", "witness"):
-            rules = replace(rules, by_time=rules.by_time or given.seed % 2 == 1)
+            rules = replace(rules, by_time=rules.by_time or (given.seed % 2 == 1 and not rules.deciders))
         if given.seed % 5 == 3:
             rules = replace(rules, max_comm_fraction=0.3, rungs=(1, 2, 4))
         self.rules = rules
