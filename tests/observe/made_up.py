@@ -7,6 +7,7 @@ import random
 
 from konvoi.observe.events import (
     Agreed,
+    Averaged,
     CheckpointSaved,
     Evaluated,
     Event,
@@ -157,6 +158,7 @@ def one_of_each() -> list[Event]:
         Warned(time=BEGAN + 6, message="worker 1 is slow [red]", worker=1),
         WorkerDied(time=BEGAN + 7, worker=1, host="alpha", reason="signal SIGKILL", step=1),
         Restarted(time=BEGAN + 8, attempt=1, max_restarts=3, from_step=1),
+        Averaged(time=BEGAN + 8, peer="island-1", count=2, sent_bytes=10**6),
         StateFetched(time=BEGAN + 8, round=3, size_bytes=10**6, seconds=0.5),
         Agreed(time=BEGAN + 8, round=4, counted={"ada": 32, "bob": 28}, sent_bytes=10**5),
         RunEnded(time=BEGAN + 9, reason="finished", step=1, seconds=9.0, message="all [bold]done"),

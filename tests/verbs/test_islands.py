@@ -326,7 +326,6 @@ def test_who_helps_and_is_killed_comes_back_and_the_islands_go_on(tmp_path, conv
     ("plan", "number"),
     [
         (kv.Island(dp=2) | parameter_server(), 2),
-        (kv.Island() | kv.gossip(), 2),
         (kv.Island() | local_sgd(), 1),
         (kv.Island() | local_sgd(), 3),
     ],
