@@ -49,6 +49,24 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
         ("plain_fsdp2_mb", "the same by plain FSDP2", ""),
         ("deepspeed_zero3_mb", "the same by DeepSpeed, stage 3", ""),
     ],
+    "codecs": [
+        ("int8_encode", "GB of float32 a second and core, into eight bits a value", "≥ 1"),
+        ("int8_decode", "and back", ""),
+        *(
+            (f"{name}_{what}", text if what == "encode" else "and back", "")
+            for name, text in (
+                ("four_bit", "into four bits"),
+                ("two_bit", "into two"),
+                ("one_bit", "into one"),
+                ("largest_of_8", "`largest_of(8)`"),
+                ("largest_of_32", "`largest_of(32)`"),
+                ("top_k_3_percent", "`top_k(0.03)`"),
+                ("frequencies_32", "`frequencies(32)`"),
+                ("power_sgd_4", "`power_sgd(4)`, rows of 1024"),
+            )
+            for what in ("encode", "decode")
+        ),
+    ],
     "wan_faults": [
         (
             "goodput",

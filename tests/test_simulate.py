@@ -405,6 +405,26 @@ def test_an_island_that_comes_back_fetches_what_was_agreed_and_goes_on(tmp_path,
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("deciders", [(), ("island-0",)], ids=["all", "one"])
+def test_who_decides_alone_goes_on_alone(deciders):
+    plan = diloco(every=2, deadline_s=3.0, deciders=deciders)
+    simulation = Simulation(prepare(case("gpt ragged", steps=60).job), plan, 3)
+    alive, *dead = simulation.islands
+    for _ in simulation.run(4):
+        pass
+    for one in dead:
+        simulation.hub.leave(one.name)
+        one.convoy.happen = lambda event: None
+        alive.convoy.happen(ev.Lost(one.name))
+    for step in range(5, 13):
+        for _ in range(40):
+            simulation.hub.run(0.25)
+            if alive.convoy.catch_up():
+                simulation._take_step(alive, step)
+                break
+    assert (alive.convoy.state.last.round >= 5) == bool(deciders)
+
+
 def test_a_person_lets_one_go_on_without_a_majority_and_the_others_come_anew(tmp_path, monkeypatch):
     made = LiveConvoy.__init__
     monkeypatch.setattr(

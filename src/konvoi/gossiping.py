@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from konvoi.errors import PlanError
 from konvoi.fleet.worker import Place
 from konvoi.meeting import Meeting
 from konvoi.observe.events import Averaged, Emit
 from konvoi.pairing import LivePairs
+from konvoi.plan.exchange.anchor import check_kind
 from konvoi.plan.exchange.chunks import CHUNK
 from konvoi.plan.sync import frames
 from konvoi.presence import LEAVE_S, LOOK_S, Order, Presence
@@ -33,8 +33,7 @@ class Gossiper(Presence):
     ) -> None:
         """`parameters`: those that are averaged, whole. `step`: those that were taken before. Raises: PlanError."""
         size = sum(p.numel() * p.itemsize for p in parameters.values())
-        if any(str(p.device) != "cpu" or p.dtype.itemsize < 4 for p in parameters.values()):
-            raise PlanError("islands average weights of float32 or float64 on the CPU, so far")
+        check_kind([*parameters.values()])
         super().__init__(
             given, place, emit, encode=frames.encode_swap, decode=frames.decode_swap, largest=max(CHUNK, size)
         )

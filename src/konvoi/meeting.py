@@ -158,7 +158,7 @@ class AtDesk:
         told = desk.ask(federation.desks, "/meet", body, federation.authority, self.identity)
         self._addresses = {str(name): str(where) for name, where in told["addresses"].items()}
         self._done = set(map(str, told["done"]))
-        self._heard(tuple(self._addresses), *(tuple(map(str, told[key])) for key in ("revoked", "reforms")))
+        self._heard(tuple(self._addresses), *(tuple(map(str, told.get(key, ()))) for key in ("revoked", "reforms")))
 
 
 class Pace:

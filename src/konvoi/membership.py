@@ -54,12 +54,16 @@ class Member(Presence):
         done = self.folder / "reforms"  # as many as this island knows of
         if count <= (int(done.read_text()) if done.exists() else 0):
             return
-        if name == self.given.name:
-            if not self.live.state.stands:
-                return  # it has no state to go on from, yet
-            self.live.happen(ev.Reform())
-            self.warn("a person has said that a majority is gone: this island goes on alone, and the others come anew")
         write(done, str(count).encode())
+        if name != self.given.name:
+            return
+        before = self.live.state.last.round
+        self.live.happen(ev.Reform())
+        said = "a person has said that a majority is gone for good"
+        if self.live.state.last.round > before:
+            self.warn(f"{said}: this island goes on alone, and the others come anew")
+        else:
+            self.warn(f"{said}, and that it goes on as this island has it; but this one has just nothing to go on from")
 
     def next(self) -> Order:
         """What all workers of this island do next. It waits a while where the others have to agree first."""

@@ -51,7 +51,6 @@ class LivePairs:
         self.num_swapped = self.num_refused = self.num_writes = 0
         self.partners: list[str] = []  # of all exchanges, in their order
         self.error: BaseException | None = None
-        self._lasts: dict[str, Tensor] = {}
         self._is_over = False
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -105,19 +104,23 @@ class LivePairs:
     def can_end(self) -> bool:
         """Whether there is something for `end` to do."""
         with self._lock:
-            return self.state.has_all if self.state.ended else self.state.is_leaving and self.is_settled()
+            has_ended = self.state.ended is not None
+            return self.state.has_all if has_ended else self.state.is_leaving and self.is_settled()
 
     @torch.no_grad()
     def end(self) -> bool:
         """Tell the others with which weights this island ends; later, when everybody's are here, take their mean.
         Returns whether it has."""
         with self._lock:
-            if not self.state.ended:
+            if self.state.ended is None:
                 self.happen(swaps.Ended(self._keep_present()))
                 return False
-            lasts = self._lasts | {self.name: self._present()}
-            total = sum((lasts[name].double() for name in sorted(lasts)), start=torch.zeros((), dtype=torch.float64))
-            self._load((total / len(lasts)).to(lasts[self.name].dtype))
+            present = self._present()
+            hashes = {**self.state.lasts, self.name: self.state.ended.hash}
+            read = (self._read(none(), hash, present) for _, hash in sorted(hashes.items()) if hash)
+            lasts = [weights.double() for weights in read if weights is not None]
+            if lasts:
+                self._load((sum(lasts, start=torch.zeros_like(lasts[0])) / len(lasts)).to(present.dtype))
             return True
 
     def _beat(self) -> None:
@@ -152,15 +155,12 @@ class LivePairs:
         return self._parcels.keep(none().encode(self._present()))
 
     def _snapshot(self, id: swaps.Id) -> None:
+        if self.state.own is None or self.state.own.id != id:
+            return
         self.happen(swaps.Snapshotted(id, self._keep_present()))
 
     def _offer(self, peer: str) -> None:
-        own = self.state.own
-        data = self._parcels.find(own.hash) if own is not None else None  # the partner may be fetching it
-        hash = self._keep_present()
-        if data is not None:
-            self._parcels.keep(data)
-        self.happen(swaps.Offered(peer, hash))
+        self.happen(swaps.Offered(peer, self._keep_present()))
 
     def _get(self, action: swaps.Halve | swaps.Take | swaps.Adopt) -> None:
         calls: dict[type, Callable[[Any], None]] = {
@@ -176,10 +176,10 @@ class LivePairs:
             else:
                 self._refuse(action)
 
-        self._parcels.fetch(action.peer, action.hash, here)
+        self._parcels.fetch(action.peer, action.hash, here, lambda: self._refuse(action))
 
     def _adopt(self, action: swaps.Adopt) -> None:
-        if not self.state.is_back:
+        if self.state.adopting is None or self.state.adopting.hash != action.hash or self.state.ended is not None:
             return
         theirs = self._read(none(), action.hash, self._present())
         if theirs is None:
@@ -190,12 +190,10 @@ class LivePairs:
         self.happen(swaps.Adopted(action.step))
 
     def _collect(self, action: swaps.Collect, is_right: bool) -> None:
-        last = self._read(none(), action.hash, self._present()) if is_right else None
-        if last is None:
-            self.num_refused += 1  # it will be told again
-        else:
-            self._lasts[action.peer] = last
+        if is_right:
             self.happen(swaps.Collected(action.peer))
+        else:
+            self.num_refused += 1  # it will be told again
 
     @torch.no_grad()
     def _halve(self, action: swaps.Halve) -> None:
@@ -225,9 +223,10 @@ class LivePairs:
         self.happen(swaps.Taken(action.id))
 
     def _read(self, codec: Codec, hash: str, like: Tensor) -> Tensor | None:
-        """None for what cannot be read, or has values that are no numbers."""
+        """None for what is not here, cannot be read, or has values that are no numbers."""
+        data = self._parcels.find(hash)
         try:
-            return codec.decode(self._parcels[hash], like)
+            return codec.decode(data, like) if data is not None else None
         except MessageRefused:
             return None
 

@@ -46,8 +46,11 @@ class Parcels:
         self._held = {hash: data for hash, data in self._held.items() if hash in hashes}
         self._told = {(peer, hash) for peer, hash in self._told if hash in hashes}
 
-    def fetch(self, peer: str, hash: str, then: Callable[[bool], None]) -> None:
-        """`then(True)` is called when it is here, `then(False)` when something else has come."""
+    def fetch(
+        self, peer: str, hash: str, then: Callable[[bool], None], gone: Callable[[], None] = lambda: None
+    ) -> None:
+        """`then(True)` is called when it is here, `then(False)` when something else has come, `gone` when the peer has
+        no such thing."""
         if (peer, hash) in self._coming:
             return
         self._coming.add((peer, hash))
@@ -59,5 +62,7 @@ class Parcels:
                 if is_right:
                     self._held[hash] = data
                 then(is_right)
+            else:
+                gone()
 
         self._wire.fetch(self._name, peer, hash, came)

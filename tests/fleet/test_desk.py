@@ -132,6 +132,14 @@ def test_a_desk_that_begins_anew_knows_who_had_begun(desk, tmp_path, clock):
     assert told["addresses"] == {"a": "127.0.0.1:1"}  # b has not said yet where it is
 
 
+def test_training_begins_with_those_who_are_needed(desk, tmp_path):
+    desk.needed = ("c",)
+    a, b, c = (enrol(desk, name, tmp_path / "members") for name in "abc")
+    meet(desk, a)
+    assert meet(desk, b)["begun"] == []
+    assert meet(desk, c)["begun"] == ["a", "c"]
+
+
 def test_who_has_left_is_seen_to_have(desk, tmp_path):
     a = enrol(desk, "a", tmp_path / "members")
     meet(desk, a)

@@ -32,7 +32,8 @@ MOST = 128  # connections at a time
 class Desk:
     """Serves in threads of its own. Use with `with`.
 
-    `terms` is what every member must have alike; `num_first`: with so many members present training begins.
+    `terms` is what every member must have alike; `num_first`: with so many members present training begins, those
+    `needed` among them.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class Desk:
         *,
         terms: str,
         num_first: int,
+        needed: tuple[str, ...] = (),
         address: tuple[str, int] = ("0.0.0.0", 0),
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder, self.roster, self.terms, self.num_first = folder, roster, terms, num_first
-        self.say, self.clock = say, clock
+        self.needed, self.say, self.clock = needed, say, clock
         self.authority = Authority.load(folder / "authority")
         self.present: dict[str, dict[str, Any]] = {}  # by member: what it has said, from where, and when
         self.refused: dict[str, int] = {}  # by reason
@@ -127,8 +129,9 @@ class Desk:
         self.present[name] = {"address": address, "seen": self.clock(), "facts": _known(facts)}
         members = {one: told for one, told in self.present.items() if one in self.roster.members}
         here = [one for one, told in members.items() if self.clock() - told["seen"] < AWAY_S]
-        if not self.roster.begun and len(here) >= self.num_first:
-            self.roster.begin(here[: self.num_first], self.clock())
+        if not self.roster.begun and len(here) >= self.num_first and {*self.needed} <= {*here}:
+            first = [*self.needed, *(one for one in here if one not in self.needed)]
+            self.roster.begin(first[: self.num_first], self.clock())
             self.say(f"training begins with {', '.join(self.roster.begun)}")
         return {
             "begun": list(self.roster.begun),

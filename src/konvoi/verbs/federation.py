@@ -15,6 +15,8 @@ from typing import Any
 
 from konvoi.errors import FleetError, StateError
 from konvoi.observe.wording import columns
+from konvoi.plan.convoy import Plan
+from konvoi.plan.presets import parse
 from konvoi.security.roster import DESK, HOURS, NAME, Invitation, Roster
 from konvoi.verbs.running import stop_signals
 
@@ -85,6 +87,8 @@ def found(
         raise FleetError("a federation's name is like a host's", found=repr(name), expected="letters, digits, - and .")
     if num_first < 2:
         raise FleetError("training begins with two members or more", found=num_first)
+    if len(deciders := deciders_of(plan)) > num_first:
+        raise FleetError("deciders are among the first members", found=", ".join(deciders), expected=num_first)
     _host_and_port(listen)
     desks = _with_port(at, listen)
     folder = ROOT / name
@@ -106,13 +110,19 @@ def found(
     return folder
 
 
+def deciders_of(plan: str) -> tuple[str, ...]:
+    parsed = parse(plan)
+    return parsed.convoy.deciders if isinstance(parsed, Plan) else ()
+
+
 def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> None:
     """Keep the desk until the event, SIGINT or SIGTERM; `status.json` beside it is written as things change."""
     from konvoi.fleet.desk import Desk
 
     terms, roster = Terms.read(folder), Roster.open(folder / "roster.jsonl")
     address = _host_and_port(terms.listen)
-    with Desk(folder, roster, terms=terms.hash, num_first=terms.num_first, address=address, say=say) as desk:
+    begins: dict[str, Any] = {"num_first": terms.num_first, "needed": deciders_of(terms.plan)}
+    with Desk(folder, roster, terms=terms.hash, address=address, say=say, **begins) as desk:
         say(f"the desk of {terms.federation} listens at {address[0]}:{desk.port}")
         if not roster.members and not roster.invited:
             say(f"invite members with: konvoi federation invite NAME --federation {terms.federation}")

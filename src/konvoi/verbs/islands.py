@@ -112,6 +112,7 @@ def train_islands(
         ]
         prepared = prepare(job)  # while the agents load torch
         batch = check(job, prepared, plan, fleet)
+        plan.convoy.voters(tuple(names))
         machine = agents[0].hello()["machine"]
         num_workers, kind = fleet.size(machine), fleet.device_kind(machine)
         if kind != "cpu":

@@ -258,6 +258,14 @@ def test_factors_that_no_encoder_made_are_refused_or_finite(data):
         assert codec.decode((data * size)[:size], like).isfinite().all()
 
 
+def test_frequencies_whose_sum_is_no_number_are_refused():
+    codec, like = compress.frequencies(16), torch.zeros(4096)
+    largest = b"\x7f\x7f"
+    data = largest + b"".join(place.to_bytes(2, "little") for place in range(16)) + bytes(2)
+    with pytest.raises(MessageRefused, match="not finite"):
+        codec.decode(data, like)
+
+
 def test_values_that_cannot_be_are_refused():
     for make in (
         lambda: compress.low_bit(3),

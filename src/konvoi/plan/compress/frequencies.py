@@ -59,7 +59,10 @@ class Frequencies:
         chosen = (1 - 2 * signs.to(like.dtype)).view(num_blocks, self.number) * scales[:, None]
         strong = like.new_zeros(num_blocks, BLOCK).scatter_(1, places, chosen).view(num_blocks, SIDE, SIDE)
         base = cosines(like.dtype)
-        return _times(_times(strong, base).transpose(1, 2), base).transpose(1, 2).reshape(-1)[: len(like)]
+        values = _times(_times(strong, base).transpose(1, 2), base).transpose(1, 2).reshape(-1)[: len(like)]
+        if not values.isfinite().all():
+            raise MessageRefused("an update is not finite", expected="sums of frequencies that are numbers")
+        return values
 
     def num_bytes(self, length: int, itemsize: int = 4) -> int:
         num_blocks = -(-length // BLOCK)

@@ -63,6 +63,16 @@ class Fragment:
         return vector
 
 
+def check_kind(tensors: Sequence[Tensor]) -> None:
+    """Raises: PlanError for those that cannot lie one behind the other."""
+    kinds = {(p.device.type, p.dtype) for p in tensors}
+    if len(kinds) != 1 or not kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}:
+        raise PlanError(
+            "islands exchange weights of one kind, float32 or float64 on the CPU, so far",
+            found=", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds)),
+        )
+
+
 class Anchor:
     """Shared with the training step: `parameters` are read and written between two steps only."""
 
@@ -77,12 +87,7 @@ class Anchor:
         self.layout = Layout.of(shapes, fragments=plan.fragments, num_parts=num_parts)
         self.is_lossy = plan.compression != none() and plan.feedback > 0
         tensors = [p.detach() for p in parameters.values()]
-        kinds = {(p.device.type, p.dtype) for p in tensors}
-        if len(kinds) != 1 or not kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}:
-            raise PlanError(
-                "islands exchange weights of one kind, float32 or float64 on the CPU, so far",
-                found=", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds)),
-            )
+        check_kind(tensors)
         self.fragments = []
         for number, (start, stop) in enumerate(self.layout.fragments):
             own = tensors[start:stop]

@@ -71,7 +71,7 @@ class Exchange:
     peer: str
     step: int
     hash: str = ""  # of the initiator's weights, when they are there
-    is_taking: bool = False
+    half: str = ""  # of the partner's answer, when it is to be taken
     beats: int = 0  # since the peer was last within reach
 
 
@@ -94,13 +94,14 @@ class State:
     away: Mapping[str, int] = field(default_factory=dict)  # those who are out of reach, and for how many beats
     is_back: bool = False  # its weights are old, or none
     bare: frozenset[str] = frozenset()  # who is back, too
-    adopting: str = ""  # from whom
+    adopting: Lent | None = None
+    lender: str = ""  # of that
     beats: int = 0
     lent: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # to whom: which weights, and at which beat
     is_leaving: bool = False
-    ended: str = ""  # the weights with which this island ends
-    lasts: Mapping[str, str] = field(default_factory=dict)  # those of others
-    collected: frozenset[str] = frozenset()
+    ended: Last | None = None
+    lasts: Mapping[str, str] = field(default_factory=dict)  # others' weights at their end; "": they had none
+    collected: frozenset[str] = frozenset()  # those whose are here
 
     @property
     def is_holding(self) -> bool:
@@ -112,13 +113,15 @@ class State:
     def has_all(self) -> bool:
         """Whether everybody's last weights are here, but those of who has been away for long."""
         rest = {*self.peers} - self.collected
-        return bool(self.ended) and all(self.away.get(peer, 0) > PATIENCE for peer in rest)
+        return self.ended is not None and all(self.away.get(peer, 0) > PATIENCE for peer in rest)
 
     @property
     def held(self) -> set[str]:
-        """What others may want to fetch."""
-        halves = {half for _, half in self.answered.values()}
-        return (halves | {hash for hash, _ in self.lent.values()} | {self.ended}) - {""}
+        """What others may want to fetch, and what was fetched and is not used yet."""
+        told = [half for _, half in self.answered.values()] + [hash for hash, _ in self.lent.values()]
+        under_way = [hash for one in (self.own, self.guest) if one is not None for hash in (one.hash, one.half)]
+        ends = [*self.lasts.values(), *(one.hash for one in (self.adopting, self.ended) if one is not None)]
+        return {*told, *under_way, *ends} - {""}
 
 
 def begin(
@@ -154,7 +157,7 @@ def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
             s.guest, s.answered = None, {**s.answered, guest.peer: (guest.id, "")}
             out.append(Send(guest.peer, Busy(guest.id)))
         elif own is not None and own.id == event.id:
-            s.own = None
+            s.own = None  # the partner's process is another one by now, or lies
         s.due = max(s.due, s.step + 1)
     elif isinstance(event, Beat):
         _beat(s, out)
@@ -162,21 +165,22 @@ def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
         s.away = {peer: beats for peer, beats in s.away.items() if peer != event.peer}
         if not event.whether:
             s.away = {**s.away, event.peer: 0}
+            s.lent = {peer: told for peer, told in s.lent.items() if peer != event.peer}
         elif s.is_back and not s.adopting:
             out.append(Send(event.peer, Lend()))
     elif isinstance(event, Offered):
         s.lent = {**s.lent, event.peer: (event.hash, s.beats)}
         out.append(Send(event.peer, Lent(s.step, event.hash)))
     elif isinstance(event, Adopted):
-        s.adopting = ""
+        s.adopting, s.lender = None, ""
         if event.step is not None:
             s.step, s.is_back = event.step, False
             s.due = s.step + s.rules.every
     elif isinstance(event, Leaving):
         s.is_leaving = True
     elif isinstance(event, Ended):
-        s.ended = event.hash
-        out += [Send(peer, Last(s.ended)) for peer in s.peers]
+        s.ended = Last("" if s.is_back else event.hash)
+        out += [Send(peer, s.ended) for peer in s.peers]
     elif isinstance(event, Collected):
         s.collected |= {event.peer}
     elif isinstance(event, Received):
@@ -187,7 +191,7 @@ def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
 
 def _begin(s: State, out: list[Action]) -> None:
     """Ask somebody, or, every other time, wait a step to be asked: where all ask at once, all are refused."""
-    there = _there(s)
+    there = [peer for peer in _there(s) if peer not in s.lasts]
     if s.own is not None or s.guest is not None or not there or s.step < s.due or s.is_leaving or s.is_back:
         return
     if _draw((s.me, s.life, -s.step)) % 2:
@@ -214,20 +218,20 @@ def _beat(s: State, out: list[Action]) -> None:
     s.beats += 1
     s.away = {peer: beats + 1 for peer, beats in s.away.items()}
     s.lent = {peer: (hash, beat) for peer, (hash, beat) in s.lent.items() if s.beats - beat <= LENDING}
-    if s.adopting in s.away:
-        s.adopting = ""
-    if s.is_back and not s.adopting:
+    if s.lender in s.away:
+        s.adopting, s.lender = None, ""
+    if s.is_back and s.adopting is None and s.ended is None:
         rest = {*s.peers} - s.bare
         s.is_back = any(s.away.get(peer, 0) <= PATIENCE for peer in rest)  # else go on from what is here
         if s.is_back and there:
             out.append(Send(there[s.beats % len(there)], Lend()))
-    if s.ended:
-        out += [Send(peer, Last(s.ended)) for peer in there]
+    if s.ended is not None:
+        out += [Send(peer, s.ended) for peer in there]
     if own is not None:
         own = s.own = replace(own, beats=own.beats + 1 if own.peer in s.away else 0)
         if own.beats > PATIENCE:
             s.own, s.due = None, s.step + 1
-        elif own.hash and not own.is_taking:
+        elif own.hash and not own.half:
             out.append(Send(own.peer, Swap(own.id, own.hash)))
     if guest is not None:
         guest = s.guest = replace(guest, beats=guest.beats + 1 if guest.peer in s.away else 0)
@@ -235,40 +239,52 @@ def _beat(s: State, out: list[Action]) -> None:
             s.guest = None
 
 
+def _on_lend(s: State, out: list[Action], sender: str) -> None:
+    if s.is_back:
+        out.append(Send(sender, Bare()))
+    elif s.ended is not None:  # nothing is done between two steps any more
+        out.append(Send(sender, Lent(s.step, s.ended.hash)))
+    elif sender in s.lent:
+        s.lent = {**s.lent, sender: (s.lent[sender][0], s.beats)}
+        out.append(Send(sender, Lent(s.step, s.lent[sender][0])))
+    else:
+        out.append(Offer(sender))
+
+
 def _receive(s: State, out: list[Action], sender: str, message: Message) -> None:
     own, guest = s.own, s.guest
     if sender not in s.peers:
         return
     if isinstance(message, Lend):
-        out.append(Send(sender, Bare()) if s.is_back else Offer(sender))
+        _on_lend(s, out, sender)
     elif isinstance(message, Bare):
         s.bare |= {sender}
     elif isinstance(message, Lent):
-        if s.is_back and not s.adopting:
-            s.adopting = sender
+        if s.is_back and s.adopting is None and s.ended is None:
+            s.adopting, s.lender = message, sender
             out.append(Adopt(sender, message.hash, message.step))
     elif isinstance(message, Last):
-        if sender not in s.collected:
-            s.lasts = {**s.lasts, sender: message.hash}
+        s.lasts = {**s.lasts, sender: message.hash}
+        if not message.hash:
+            s.collected |= {sender}
+        elif sender not in s.collected:
             out.append(Collect(sender, message.hash))
     elif isinstance(message, Swap):
         known = s.answered.get(sender)
-        if message.id[0] != sender or (known and message.id < known[0]):
-            return  # of somebody else, or old
+        if message.id[0] != sender or (known and message.id < known[0]) or (guest and guest.id == message.id):
+            return  # of somebody else, or old, or on its way
         if known and message.id == known[0]:  # what was answered stays
             out.append(Send(sender, Swapped(*known) if known[1] else Busy(message.id)))
-        elif guest is None and own is None and not s.is_leaving and not s.is_back:
+        elif (guest is None or guest.peer == sender) and own is None and not s.is_leaving and not s.is_back:
             s.guest = Exchange(message.id, sender, s.step, message.hash)
-            out.append(Halve(message.id, sender, message.hash))
-        elif guest is not None and guest.id == message.id:  # what was fetched may have been gone
             out.append(Halve(message.id, sender, message.hash))
         else:
             s.answered = {**s.answered, sender: (message.id, "")}
             out.append(Send(sender, Busy(message.id)))
-    elif own is None or own.id != message.id or own.peer != sender or own.is_taking:
+    elif own is None or own.id != message.id or own.peer != sender or own.half:
         return
     elif isinstance(message, Swapped):
-        s.own = replace(own, is_taking=True)
+        s.own = replace(own, half=message.hash)
         out.append(Take(own.id, sender, message.hash))
     else:
         s.own, s.due = None, s.step + 1

@@ -157,7 +157,7 @@ def _may_select(s: State) -> bool:
     if not offers and not s.joining and not s.left:
         return False
     present, awaited = {*s.last.members} - s.left, _awaited(s)
-    is_enough = len(offers) >= _enough(s, awaited)
+    is_enough = len(offers) >= _enough(s)
     missing = awaited - s.lost - s.fetching - offers.keys()
     if is_enough and not missing:
         return True
@@ -180,14 +180,16 @@ def _is_stale(s: State, member: str) -> bool:
     return 0 < s.rules.max_staleness <= s.last.round - max(counted, default=began)
 
 
-def _enough(s: State, awaited: set[str]) -> int:
+def _enough(s: State) -> int:
+    """Updates: of all that are awaited; where some decide alone, of those that they reach."""
+    awaited = _awaited(s) - (s.lost if s.rules.deciders else frozenset())
     return max(1, math.ceil(s.rules.quorum * len(awaited)))
 
 
 def _select(s: State) -> Select:
     offers = [one for member, one in sorted(_offers(s).items()) if member in s.last.members]
     reached = [one for one in offers if one.member not in s.lost]  # the others' pieces would not come
-    offers = reached if len(reached) >= _enough(s, _awaited(s)) else offers
+    offers = reached if len(reached) >= _enough(s) else offers
     (anchor, _), *_ = Counter(one.anchor for one in offers).most_common(1) or [("", 0)]
     updates = tuple(one for one in offers if one.anchor == anchor)  # what moved from elsewhere cannot be added up
     if s.rules.at_once:

@@ -50,7 +50,7 @@ class Bare:
 
 @dataclass(frozen=True)
 class Last:
-    """The weights with which somebody ends: all of them have one mean."""
+    """The weights with which somebody ends: all of them have one mean. "" of who has had none to go on from."""
 
     hash: str
 
@@ -89,7 +89,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Failed:
-    """What was fetched for an exchange is no such thing."""
+    """What was to be fetched for an exchange is gone, or is no such thing."""
 
     id: Id
 
