@@ -8,6 +8,9 @@ parallelism's own, and a 25th, 100th, 400th and 1000th of it) the best of as man
 at a third of the length; it is trained anew from other seeds, in full, and compared on another split. `loss_gap_R` is
 the mean of the seeds' relative gaps and one standard error. `_learning.py` is one run.
 
+**frontier**: other ways to agree, at the length of the trials, for the picture of loss over bytes that
+`docs/make_frontier.py` draws.
+
 **speed**: four islands of 0.4 cores in a lab (`_far.py`), with the plans that the learning part has chosen for a 100th
 and a 400th of the bytes. `utilization` is steps a second, over whole rounds, over those of the same islands that never
 exchange; torchft's DiLoCo agrees as often beside it. `speedup_of_possible`: how much quicker than torch DDP on the same
@@ -94,6 +97,37 @@ TRIALS: dict[int, list[Trial]] = {
         candidate(1000, 2.4, 0.4, 0.5, 0.007),
     ],
 }
+
+
+# Others' ways, at the trials' length: for the picture of docs/frontier.svg.
+OTHERS: dict[str, list[Trial]] = {
+    "DiLoCo, Nesterov 0.7 and 0.9, 4 bits": [
+        Trial(f"diloco,every={every},compression=four_bit", 0.007, steps=SEARCH) for every in (12, 50, 125)
+    ],
+    "means of weights, 4 bits": [
+        Trial(f"local_sgd,every={every},compression=four_bit", 0.007, steps=SEARCH) for every in (3, 12, 50, 125)
+    ],
+    "means of weights, top 3 %": [
+        Trial(f"local_sgd,every={every},compression=top_k:0.03", 0.007, steps=SEARCH) for every in (1, 4, 12)
+    ],
+    "decoupled momentum 0.95 in Muon's place": [
+        Trial(f"decoupled_momentum,feedback=0.95,compression=frequencies:{number}", 0.007, 0.0, steps=SEARCH)
+        for number in (256, 64, 16)
+    ],
+}
+
+
+def frontier(options: Options, runs: Runs, run_all: Callable[[Sequence[Trial], Runs], None]) -> Result:
+    """Loss over bytes, a curve a method."""
+    ways = {name: [_short(trial) for trial in of] if options.quick else of for name, of in OTHERS.items()}
+    run_all([trial for of in ways.values() for trial in of], runs)
+    done = runs.read()
+    figures: dict[str, Figure] = {}
+    for number, (name, of) in enumerate(ways.items()):
+        figures[f"way_{number}"] = name
+        for trial in of:
+            figures[f"way_{number}_at_{round(done[trial.id]['fewer_bytes'])}"] = done[trial.id]["valid"]
+    return Result(figures)
 
 
 def learning(options: Options, runs: Runs, run_all: Callable[[Sequence[Trial], Runs], None]) -> Result:
@@ -249,7 +283,7 @@ def _convoy(text: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--part", choices=("learning", "speed"), default="learning")
+    parser.add_argument("--part", choices=("learning", "frontier", "speed"), default="learning")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where finished runs of the learning part are")
     parser.add_argument("--processes", type=int, default=2, help="its runs at a time")
     parser.add_argument("--trial", help=argparse.SUPPRESS)
@@ -269,10 +303,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:  # what a quick look runs is not kept
             short = Runs(Path(folder) / "runs")
 
-            def measure(options: Options) -> Result:
-                return learning(options, short if options.quick else runs, run_all)
+            part = learning if args.part == "learning" else frontier
 
-            _harness.main("wan_learning", LEARNING, measure, argv=rest)
+            def measure(options: Options) -> Result:
+                return part(options, short if options.quick else runs, run_all)
+
+            _harness.main(f"wan_{args.part}", LEARNING if part is learning else (), measure, argv=rest)
 
 
 def _read(text: str) -> Trial:
