@@ -196,7 +196,8 @@ class Session:
     # -- evaluation ---------------------------------------------------------------------------------------------
 
     def evaluate_first(self) -> None:
-        if self.start == 0 and self.job.validate_every != 0:
+        is_late = self.team is not None and self.team.comes_late  # what it has to show is the others'
+        if self.start == 0 and self.job.validate_every != 0 and not is_late:
             self.evaluate(0)
 
     def evaluate(self, step: int) -> None:

@@ -57,6 +57,11 @@ class Team:
             self.member.live.step_with = self._step_with if self._follower else None
         self._least = 0
 
+    @property
+    def comes_late(self) -> bool:
+        """Whether the others have begun before: its weights are theirs soon."""
+        return self.island.place.attempt > 0 or self.given.first.round < 0
+
     def batches(self, prepared: Prepared) -> Iterator[list[MicroBatch]]:
         """What is leased to this island, this worker's share of a step at a time."""
         plan = self.island.plan

@@ -125,7 +125,7 @@ def kill(number, events, *, at_step):
 )
 def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(tmp_path, convoy):
     with kill(1, tmp_path / "run" / "islands" / "island-1" / "events.jsonl", at_step=12):
-        folders = train(tmp_path, kv.Island() | convoy, steps=60, hooks=kv.Hooks(on_step=slowly))
+        folders = train(tmp_path, kv.Island() | convoy, steps=60, validate_every=60, hooks=kv.Hooks(on_step=slowly))
     quiet, hit = ([*read_events(folder)] for folder in folders)
     assert not [event for event in quiet if isinstance(event, (WorkerDied, Restarted))]
     assert [event for event in hit if isinstance(event, Restarted)]
@@ -137,6 +137,8 @@ def test_an_island_that_is_killed_comes_back_alone_and_fetches_what_was_agreed(t
     # Whoever is back has all of it, the optimizer's state too: else its next update is found to come from elsewhere.
     fetched = [sum(isinstance(event, StateFetched) for event in events) for events in (quiet, hit)]
     assert fetched == [0, 1]
+    firsts = [sum(isinstance(event, Evaluated) and event.step == 0 for event in events) for events in (quiet, hit)]
+    assert firsts == [1, 1]  # who comes late has nothing of its own to show
     back = next(n for n, event in enumerate(hit) if isinstance(event, StateFetched))
     together = [event for event in hit[back:] if isinstance(event, Agreed) and len(event.counted) == 2]
     assert len(together) >= 3
