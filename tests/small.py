@@ -35,6 +35,10 @@ class Samples:
 DATA = (Samples(), Samples(20, 1000))
 
 
+# For runs of unlike arithmetic: Adam's own eps makes a whole step of a gradient that is noise alone.
+STEADY = kv.optimizers.adamw(lr=0.01, eps=1e-4)
+
+
 def wobbly():
     """Draws random numbers in its forward pass, and keeps running statistics."""
     return nn.Sequential(
