@@ -221,7 +221,7 @@ class LiveConvoy:
     def _take(self, round: int) -> None:
         if self.state.round != round:
             return  # it has been decided without this island
-        own = self.tally.take()
+        own, step = self.tally.take(), self.step
         weight = own.weight if own.samples else self.tally.usual_weight
         self.watch.exchange_begins()
         self.anchor.snapshot(round, own.mean())
@@ -232,7 +232,7 @@ class LiveConvoy:
 
         def encoded(made: tuple[list[bytes], str]) -> None:
             names = tuple(self._parcels.keep(data) for data in made[0])
-            self.happen(ev.Snapshotted(round, own.samples, weight, names, made[1], cost))
+            self.happen(ev.Snapshotted(round, step, own.samples, weight, names, made[1], cost))
 
         self.wire.work(work, encoded)
 

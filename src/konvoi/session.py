@@ -165,12 +165,12 @@ class Session:
         if step == self.start + 1:
             self.checkpoints.load_early()
         self.checkpoints.check()
+        if step >= self.task.prepared.num_steps:
+            return  # the last step's figures and checkpoint are `end`'s: a convoy agrees once more
         if job.validate_every and step // job.validate_every > before // job.validate_every:
             self.evaluate(step)
-        every = self.task.checkpoint_every
-        is_time = bool(every) and step // every > before // every
-        is_kept = job.patience is not None and self.best_step == step
-        if (is_time or is_kept) and step < self.task.prepared.num_steps:  # the last one is `end`'s
+        every, is_kept = self.task.checkpoint_every, job.patience is not None and self.best_step == step
+        if is_kept or (every and step // every > before // every):
             self.save(step)
 
     def on_nonfinite(self, step: int, gradient: Gradient) -> None:

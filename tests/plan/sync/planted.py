@@ -168,6 +168,16 @@ def lease_of_the_dead_given_twice():
     return patch.object(leases, "next_leases", next_leases)
 
 
+def step_under_way_forgotten():
+    """A snapshot is taken for one of the step at which it was asked for."""
+    original = round.EVENTS[events.Snapshotted]
+
+    def snapshotted(s, out, event):
+        original(s, out, event if s.snapped is None else replace(event, step=s.snapped))
+
+    return patch.dict(round.EVENTS, {events.Snapshotted: snapshotted})
+
+
 BUGS: list[Callable[[], contextlib.AbstractContextManager[object]]] = [
     no_majority,
     vote_not_durable,
@@ -184,6 +194,7 @@ BUGS: list[Callable[[], contextlib.AbstractContextManager[object]]] = [
     first_ballot_run_again,
     votes_without_the_sums,
     lease_of_the_dead_given_twice,
+    step_under_way_forgotten,
 ]
 
 

@@ -18,7 +18,7 @@ from konvoi.plan.sync import state as st
 from konvoi.plan.sync.messages import Accepted, Decision, Promise, Propose, Select
 from konvoi.plan.sync.round import advance
 
-QUIET_AT, END = 26.0, 54.0  # faults come before the first; at the second all must have met again
+QUIET_AT, ENDING_AT, END = 26.0, 46.0, 60.0  # faults come before the first; at the second all must have met again
 LEASE = 12  # of sixty steps
 RULES = st.Rules(
     every=60, num_parts=2, lease=LEASE, quorum=0.5, deadline_s=1.5, patience_s=2.5, beat_s=1.0, max_ahead=200, kept=4
@@ -104,6 +104,7 @@ class Host:
     holds: bool = False
     model: tuple[int, str] = (0, "anchor")  # round, what the weights are
     snapshots: int = 0
+    asked: int | None = None  # the round of a snapshot that waits for the end of a step
     moved: tuple[int, ...] = ()  # positions whose work is in the parameters and in no anchor
     fetching: tuple[str, ...] = ()  # from whom
     sums: frozenset[str] = frozenset()  # on disk
@@ -112,7 +113,7 @@ class Host:
 
 
 class World:
-    def __init__(self, given: Scenario, *, traced: bool = False, rules: st.Rules = RULES) -> None:
+    def __init__(self, given: Scenario, *, traced: bool = False, rules: st.Rules = RULES, ends: bool = True) -> None:
         self.given, self.random, self.traced = given, random.Random(given.seed + 10**9), traced
         self.now, self.count = 0.0, 0
         self.queue: list[tuple[float, int, str, str, object]] = []
@@ -155,6 +156,8 @@ class World:
         for fault in given.faults:
             if fault.when != "vote":
                 self.push(fault.at, "fault", "", fault)
+        if ends:
+            self.push(ENDING_AT, "end", "", None)
         if given.seed % 4 == 1:  # the others have wires that say nothing
             self.push(1.0, "hint", "", None)
 
@@ -181,6 +184,8 @@ class World:
                 self.fault(what)
             elif kind == "hint":
                 self.hint()
+            elif kind == "end":
+                self.end()
             elif kind == "restart":
                 self.restart(name)
             elif kind == "step":
@@ -189,7 +194,7 @@ class World:
                 self.fetch(name, *what)
             else:
                 self.deliver(self.hosts[name], *what)
-        self.check_alive()
+        self.check_ended()
         return self.seen
 
     def deliver(self, host: Host, life: int, event: ev.Event) -> None:
@@ -224,14 +229,9 @@ class World:
             waiting = Waiting(ev.Timer(action.name, action.round), self.count)
             self.push(self.now + action.seconds, "event", host.name, (host.life, waiting))
         elif isinstance(action, ev.Snapshot):
-            host.snapshots += 1
-            parts = tuple(
-                digest(host.name, action.round, host.snapshots, host.life, part) for part in range(RULES.num_parts)
-            )
-            self.made[parts] = host.moved
-            cost = 30 * self.random.random() if self.rules.max_comm_fraction else 0.0  # in steps
-            event = ev.Snapshotted(action.round, len(host.moved), float(len(host.moved)), parts, host.model[1], cost)
-            self.push(self.now + 0.05, "event", host.name, (host.life, event))
+            host.asked = action.round
+            if host.holds or host.state.is_ending or self.random.random() < 0.5:  # else a step is under way
+                self.snapshot(host)
         elif isinstance(action, ev.Reduce):
             hash = summed(host.name, action.part, [one.parts[action.part] for one in action.updates])
             event = ev.Summed(action.round, action.ballot, action.part, hash)
@@ -251,14 +251,40 @@ class World:
             return False
         return True
 
+    def snapshot(self, host: Host) -> None:
+        round, host.asked = host.asked, None
+        if round != host.state.round:
+            return  # it has been decided without this host
+        host.snapshots += 1
+        parts = tuple(digest(host.name, round, host.snapshots, host.life, part) for part in range(RULES.num_parts))
+        self.made[parts] = host.moved
+        cost = 30 * self.random.random() if self.rules.max_comm_fraction else 0.0  # in steps
+        number = len(host.moved)
+        event = ev.Snapshotted(round, host.steps, number, float(number), parts, host.model[1], cost)
+        self.push(self.now + 0.05, "event", host.name, (host.life, event))
+
     def step(self, name: str, life: object) -> None:
         host = self.hosts[name]
         if host.alive and life == host.life:
-            if not host.holds and self.read_on(host):
+            if not host.holds and not host.state.is_ending and self.read_on(host):
                 host.steps += 10
                 self.happen(host, ev.Stepped(host.steps))
+            if host.asked is not None:
+                self.snapshot(host)
             if host.alive:
                 self.push(self.now + host.speed, "step", name, life)
+
+    def end(self) -> None:
+        """All have taken their last steps. They agree on what is left, and leave."""
+        if self.now == ENDING_AT:
+            self.check_alive()
+        for host in self.hosts.values():
+            state = host.state
+            if host.alive and state.can_be_member and state.stands and not state.is_ending and self.now == ENDING_AT:
+                self.happen(host, ev.Ending())
+            elif host.alive and state.is_ending and state.snapped is None and not state.leaving:
+                self.happen(host, ev.Leaving())
+        self.push(self.now + 1.0, "end", "", None)
 
     def read_on(self, host: Host) -> bool:
         """Ten steps' samples: the next of the lease. Whether it has so many."""
@@ -360,6 +386,7 @@ class World:
     def restart(self, name: str) -> None:
         host = self.hosts[name]
         host.alive, host.holds, host.steps, host.moved, host.fetching = True, False, 0, (), ()
+        host.asked = None
         host.timers.clear()
         disk = host.disk
         rounds = range(disk.last.round - RULES.kept + 1, disk.last.round + 1)
@@ -513,6 +540,11 @@ class World:
         ]
         if waiting:
             raise Violation(f"{waiting} have not become members")
+
+    def check_ended(self) -> None:
+        left = [host.name for host in self.hosts.values() if host.state.is_ending and host.state.snapped is not None]
+        if left:
+            raise Violation(f"{left} have work that is not agreed on")
 
 
 @dataclass(frozen=True)

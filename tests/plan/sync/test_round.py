@@ -93,7 +93,7 @@ def test_who_is_slow_falls_behind_the_others_no_further_than_the_bound(bound):
 def test_where_rounds_go_by_time_a_slow_islands_work_counts_in_each(by_time):
     given = simulation.Scenario(4, "all", ("a", "b", "c", "d"), 0.0, 0.0, 0.05, ())
     rules = replace(simulation.RULES, deadline_s=2.0, by_time=by_time)
-    world = simulation.World(given, rules=rules)
+    world = simulation.World(given, rules=rules, ends=False)
     world.hosts["c"].speed = 1.5  # a third of the others'
     world.run()
     rounds = [{one.member for one in decision.updates} for number, decision in world.decisions.items() if number]

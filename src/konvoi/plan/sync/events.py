@@ -30,6 +30,7 @@ class Snapshotted:
     """The update of the round is encoded, and may be sent."""
 
     round: int
+    step: int  # the last that is in it: one may have been under way when the snapshot was asked for
     samples: int  # read since the last update that was counted
     weight: float
     parts: tuple[str, ...]

@@ -95,6 +95,7 @@ def _hold(s: State, out: list[Action]) -> None:
 
 def _snapshotted(s: State, out: list[Action], event: Snapshotted) -> None:
     if event.round == s.round and s.snapped is not None and s.own is None:  # else of a round that has ended
+        s.snapped = event.step
         s.own = Update(s.me, s.last.round, event.samples, event.weight, event.parts, event.anchor, s.since, event.cost)
         _offer(s, out)
 
