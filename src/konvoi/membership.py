@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +42,7 @@ class Member(Presence):
         rules = given.plan.rules(given.num_parts, given.batch * given.plan.steps_per_round)
         journal = Journal(self.folder / "journal")
         self.live = LiveConvoy(given.name, given.plan, rules, given.first, anchor, self.wire, journal)
-        self.told = self.live.state.last.round
+        self.told, self.alone_since = self.live.state.last.round, math.inf
         self.meet(meeting)
 
     def facts(self) -> dict[str, Any]:
@@ -106,12 +106,23 @@ class Member(Presence):
         return order
 
     def _is_left_behind(self) -> bool:
-        """It died, and before it was back with the others they have taken their last steps."""
-        others = {*self.given.first.members} - {self.given.name}
-        if self.live.state.stands or not others or not self.meeting.all_done(others):
+        """It died, or was cut off, and before it was back with the others they have taken their last steps. Who has,
+        and can still be reached, tells it what was agreed on."""
+        last, now = self.live.state.last, time.monotonic()
+        others = {*self.given.first.members, *last.members, *last.voters} - {self.given.name}
+        if not others or not self.meeting.all_done(others):
+            return False
+        if self.live.state.stands and (last.voters == (self.given.name,) or self._reaches(others)):
+            self.alone_since = math.inf
+            return False
+        self.alone_since = min(self.alone_since, now)
+        if self.live.state.stands and now < self.alone_since + LEAVE_S:
             return False
         self.warn("the others ended before this island was back with them")
         return True
+
+    def _reaches(self, others: Collection[str]) -> bool:
+        return any(count for name, count in self.wire.open_lanes().items() if name in others)
 
     def _look(self) -> Order:
         return Order(is_exchange=self.live.look(LOOK_S))

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import konvoi as kv
 from konvoi.errors import FleetError
 from konvoi.lab import Lab, Link, fault
 from konvoi.lab.hosts import CGROUPS
+from konvoi.observe.events import RunEnded, Warned
+from konvoi.observe.sinks.jsonl import read_events
+from konvoi.plan.convoy import Convoy
+from tests import small
 
 CAN_BE_MADE = os.geteuid() == 0 and Path("/dev/net/tun").exists() and shutil.which("ip") is not None
 needs_root = pytest.mark.skipif(not CAN_BE_MADE, reason="network namespaces need root, TUN devices and iproute2")
@@ -102,6 +107,36 @@ def test_a_lab_that_cannot_be_made_leaves_nothing_behind():
     with pytest.raises(FleetError, match="no such congestion control"), Lab(2, Link(congestion="pigeon")):
         pass
     assert subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout == before
+
+
+@needs_root
+@pytest.mark.slow
+def test_who_is_cut_off_until_the_others_have_ended_does_not_wait_for_them(tmp_path):
+    job = small.job(global_batch=9, steps=60, hooks=kv.Hooks(on_step=lambda done: time.sleep(0.1)))
+    plan = kv.Island() | Convoy(every=5, deadline_s=1.0, patience_s=1.0)
+    with Lab(3, faults=[fault("cut 2 at 1 for 300")]) as lab:
+        run = kv.train(job, plan, lab.fleet(), folder=tmp_path, sinks=[], checkpoint_every=0)
+    folders = [run.folder, *(run.folder / "islands" / f"island-{n}" for n in (1, 2))]
+    ends = [event for folder in folders for event in read_events(folder) if isinstance(event, RunEnded)]
+    assert [event.reason for event in ends] == ["finished", "finished", "stopped"]
+    told = [event.message for event in read_events(folders[2]) if isinstance(event, Warned)]
+    assert any("the others ended before" in message for message in told)
+
+
+@needs_root
+def test_what_a_killed_process_left_behind_is_removed_by_the_next_lab():
+    left = subprocess.Popen(
+        [sys.executable, "-c", "from konvoi.lab import Lab; Lab(2).__enter__(); print(1, flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert left.stdout.readline() == b"1\n"
+    name = f"kv{left.pid:x}h0"
+    left.kill()
+    left.communicate()
+    assert name in subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    with Lab(2):
+        assert name not in subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import struct
@@ -95,6 +96,21 @@ def make(tag: str, number: int, link: Link, cores: float | None) -> tuple[Host, 
     return host, file
 
 
+def tag(process: int) -> str:
+    """What the hosts' names of this process begin with."""
+    return f"kv{process:x}"
+
+
+def sweep() -> None:
+    """Remove the hosts of labs whose process was killed."""
+    told = subprocess.run(("ip", "netns", "list"), stdout=subprocess.PIPE, text=True, check=False).stdout
+    for name in re.findall(r"^kv[0-9a-f]+h\d+\b", told, re.MULTILINE):
+        process = int(name[2:].partition("h")[0], 16)
+        if not Path(f"/proc/{process}").exists():
+            group = _controller() / f"konvoi-{name}"
+            remove(Host(name, "", "", group if group.exists() else None))
+
+
 def remove(host: Host) -> None:
     """Its processes have ended, or are ended now."""
     for process in host.processes():
@@ -109,9 +125,12 @@ def remove(host: Host) -> None:
             signal.sigtimedwait([], 0.1)
 
 
+def _controller() -> Path:
+    return CGROUPS / "cpu" if (CGROUPS / "cpu").is_dir() else CGROUPS
+
+
 def _group(name: str) -> Path:
-    controller = CGROUPS / "cpu" if (CGROUPS / "cpu").is_dir() else CGROUPS
-    group = controller / f"konvoi-{name}"
+    group = _controller() / f"konvoi-{name}"
     try:
         group.mkdir()
     except OSError as error:

@@ -58,7 +58,8 @@ class Lab:
     def __enter__(self) -> Lab:
         hosts.check_root()
         with contextlib.ExitStack() as stack:
-            tag, files = f"kv{os.getpid() % 100_000:x}", []
+            hosts.sweep()
+            tag, files = hosts.tag(os.getpid()), []
             for number in range(self.num_hosts):
                 host, file = hosts.make(tag, number, self.link, self.cpu)
                 self.hosts.append(host)
