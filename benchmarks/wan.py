@@ -52,49 +52,58 @@ PLANS = {  # one bit a value, and how far apart: what the rate of bytes asks for
 }
 
 
-def candidate(rate: int, outer_lr: float, outer_momentum: float, feedback: float, lr: float) -> Trial:
-    """`lr` is Muon's."""
+def candidate(rate: int, outer_lr: float, outer_momentum: float, feedback: float, lr: float, momentum: float) -> Trial:
+    """`lr` and `momentum` are Muon's."""
     outer = f"outer_lr={outer_lr},outer_momentum={outer_momentum},feedback={feedback}"
-    return Trial(f"{PLANS[rate]},{outer}", lr, steps=SEARCH)
+    return Trial(f"{PLANS[rate]},{outer}", lr, momentum, steps=SEARCH)
 
 
 # The same number for each, at a third of the length; what was looked at before, for all of them, is in docs/LOG.md.
 TRIALS: dict[int, list[Trial]] = {
     SYNCHRONOUS: [
-        Trial("", lr, momentum, steps=SEARCH)
-        for lr, momentum in ((0.005, 0.95), (0.007, 0.95), (0.01, 0.95), (0.014, 0.95), (0.007, 0.975), (0.01, 0.9))
+        *(Trial("", lr, 0.95, steps=SEARCH) for lr in (0.005, 0.007, 0.01, 0.014)),
+        *(Trial("", lr, momentum, steps=SEARCH) for lr, momentum in ((0.007, 0.975), (0.01, 0.9))),
+        *(Trial("", lr, momentum, steps=SEARCH) for lr, momentum in ((0.014, 0.9), (0.01, 0.85))),
     ],
     25: [
-        candidate(25, 1.3, 0.0, 1.0, 0.007),
-        candidate(25, 1.3, 0.0, 1.0, 0.01),
-        candidate(25, 1.3, 0.2, 1.0, 0.007),
-        candidate(25, 1.3, 0.2, 0.85, 0.01),
-        candidate(25, 1.6, 0.0, 0.8, 0.01),
-        candidate(25, 1.6, 0.2, 0.85, 0.007),
+        candidate(25, 1.3, 0.0, 1.0, 0.007, 0.95),
+        candidate(25, 1.3, 0.0, 1.0, 0.01, 0.95),
+        candidate(25, 1.3, 0.2, 1.0, 0.007, 0.95),
+        candidate(25, 1.3, 0.2, 0.85, 0.01, 0.95),
+        candidate(25, 1.6, 0.0, 0.8, 0.01, 0.95),
+        candidate(25, 1.6, 0.2, 0.85, 0.007, 0.95),
+        candidate(25, 1.6, 0.2, 0.85, 0.01, 0.9),
+        candidate(25, 1.9, 0.2, 0.85, 0.007, 0.9),
     ],
     100: [
-        candidate(100, 1.3, 0.2, 0.85, 0.01),
-        candidate(100, 1.3, 0.2, 0.85, 0.007),
-        candidate(100, 1.3, 0.2, 1.0, 0.01),
-        candidate(100, 1.6, 0.2, 0.85, 0.01),
-        candidate(100, 1.6, 0.2, 0.7, 0.01),
-        candidate(100, 1.6, 0.4, 0.8, 0.007),
+        candidate(100, 1.6, 0.2, 0.85, 0.01, 0.95),
+        candidate(100, 1.6, 0.2, 0.85, 0.01, 0.9),
+        candidate(100, 1.3, 0.2, 0.85, 0.01, 0.9),
+        candidate(100, 1.6, 0.2, 0.7, 0.01, 0.9),
+        candidate(100, 1.6, 0.2, 0.7, 0.007, 0.9),
+        candidate(100, 1.6, 0.4, 0.8, 0.007, 0.9),
+        candidate(100, 1.9, 0.2, 0.7, 0.007, 0.9),
+        candidate(100, 1.9, 0.2, 0.7, 0.007, 0.95),
     ],
     400: [
-        candidate(400, 2.0, 0.2, 0.6, 0.007),
-        candidate(400, 2.0, 0.2, 0.6, 0.005),
-        candidate(400, 2.4, 0.2, 0.5, 0.007),
-        candidate(400, 2.4, 0.2, 0.5, 0.005),
-        candidate(400, 2.8, 0.2, 0.4, 0.007),
-        candidate(400, 2.4, 0.0, 0.5, 0.007),
+        candidate(400, 2.0, 0.2, 0.6, 0.007, 0.95),
+        candidate(400, 2.0, 0.2, 0.6, 0.007, 0.9),
+        candidate(400, 2.0, 0.2, 0.6, 0.01, 0.9),
+        candidate(400, 2.4, 0.2, 0.5, 0.007, 0.95),
+        candidate(400, 2.4, 0.2, 0.5, 0.007, 0.9),
+        candidate(400, 2.4, 0.2, 0.5, 0.005, 0.9),
+        candidate(400, 2.8, 0.2, 0.4, 0.007, 0.9),
+        candidate(400, 2.4, 0.4, 0.5, 0.007, 0.9),
     ],
     1000: [
-        candidate(1000, 2.4, 0.2, 0.5, 0.007),
-        candidate(1000, 2.4, 0.2, 0.5, 0.005),
-        candidate(1000, 2.8, 0.2, 0.5, 0.007),
-        candidate(1000, 2.8, 0.2, 0.4, 0.007),
-        candidate(1000, 3.2, 0.0, 0.5, 0.007),
-        candidate(1000, 2.4, 0.4, 0.5, 0.007),
+        candidate(1000, 2.4, 0.2, 0.5, 0.007, 0.95),
+        candidate(1000, 2.4, 0.2, 0.5, 0.007, 0.9),
+        candidate(1000, 2.4, 0.2, 0.5, 0.01, 0.9),
+        candidate(1000, 2.4, 0.2, 0.5, 0.005, 0.9),
+        candidate(1000, 2.8, 0.2, 0.5, 0.007, 0.9),
+        candidate(1000, 2.8, 0.2, 0.4, 0.007, 0.9),
+        candidate(1000, 3.2, 0.0, 0.5, 0.007, 0.9),
+        candidate(1000, 2.4, 0.4, 0.5, 0.007, 0.9),
     ],
 }
 
