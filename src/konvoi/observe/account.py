@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from konvoi.observe.events import (
+    Agreed,
     CheckpointSaved,
     Evaluated,
     Event,
@@ -33,6 +34,7 @@ class Account:
     steps: Sequence[StepDone]
     evaluations: Sequence[Evaluated]
     samples: Sequence[Sampled]
+    agreements: Sequence[Agreed]
     incidents: Sequence[Event]
     num_parameters: int | None
     began: float
@@ -77,6 +79,7 @@ def account(events: Sequence[Event]) -> Account:
         steps=kept,
         evaluations=evaluations(events),
         samples=[event for event in events if isinstance(event, Sampled)],
+        agreements=[event for event in events if isinstance(event, Agreed)],
         incidents=_incidents(events),
         num_parameters=ready[-1].num_parameters if ready else None,
         began=events[0].time if events else 0.0,

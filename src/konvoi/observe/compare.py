@@ -31,7 +31,8 @@ def _column(folder: Path, beside: Path) -> str:
     run = account(read_events(folder))
     islands = sorted((folder / "islands").glob("*")) if (folder / "islands").exists() else []
     others = "".join(_island(path.name, account(read_events(path))) for path in islands)
-    parts = [sections.loss(run), sections.speed(run, read_unit(folder)), sections.incidents(run)]
+    parts = [sections.loss(run), sections.speed(run, read_unit(folder))]
+    parts += [sections.agreements(run), sections.incidents(run)]
     made = "".join(f"<section><h2>{text(part.title)}</h2>{part.body}</section>" for part in parts if part is not None)
     link = os.path.relpath(folder / "report.html", beside)
     return (

@@ -37,6 +37,7 @@ def page(folder: Path) -> str:
     parts: list[Callable[[], Section | None]] = [
         lambda: sections.loss(run),
         lambda: sections.speed(run, unit),
+        lambda: sections.agreements(run),
         lambda: sections.time_spent(run),
         lambda: sections.samples(run),
         lambda: sections.incidents(run),

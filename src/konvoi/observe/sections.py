@@ -17,6 +17,7 @@ from konvoi.units import format_bytes, format_count, format_seconds
 WIDE, NARROW = (920, 380), (380, 270)  # drawn twice, as text inside a drawing shrinks with it
 SMALL = (300, 180)
 MAX_INCIDENTS = 100
+MAX_CELLS = 120  # of a row
 MAX_SAMPLE_CHARS = 1500
 
 
@@ -104,6 +105,28 @@ def speed(run: Account, unit: str) -> Section | None:
     ]
     cells = "".join(f"<figure><h3>{text(chart.name)}</h3>{draw(chart, *SMALL)}</figure>" for chart in charts)
     return Section("Pace and gradients", f'<div class="multiples">{cells}</div>')
+
+
+def agreements(run: Account) -> Section | None:
+    """Whose work was counted in which: a row an island, from the first agreement to the last."""
+    rounds = run.agreements
+    names = sorted({name for one in rounds for name in one.counted})
+    if not names:
+        return None
+    per_cell = -(-len(rounds) // MAX_CELLS)
+    cells = [rounds[at : at + per_cell] for at in range(0, len(rounds), per_cell)]
+    rows = ""
+    for name in names:
+        row = ""
+        for cell in cells:
+            number = sum(name in one.counted for one in cell)
+            span = f"{cell[0].round:,}" + (f" to {cell[-1].round:,}" if len(cell) > 1 else "")
+            told = f"{number} of {len(cell)}" if len(cell) > 1 else "counted" if number else "not counted"
+            row += f'<i style="opacity:{number / len(cell):.2f}" title="agreement {span}: {told}"></i>'
+        rows += f"<dt>{text(name)}</dt><dd>{row}</dd>"
+    seconds = format_seconds(rounds[-1].time - rounds[0].time)
+    note = f"{len(rounds):,} in {seconds}; filled where an island's work was counted"
+    return Section("Agreements", f'<dl class="strips">{rows}</dl><p class="note">{note}</p>')
 
 
 def time_spent(run: Account) -> Section | None:
