@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from konvoi.convoy import LiveConvoy
+from konvoi.errors import FleetError
 from konvoi.fleet.worker import Place
 from konvoi.meeting import Meeting
 from konvoi.observe.events import Agreed, Emit, StateFetched
@@ -107,17 +108,24 @@ class Member(Presence):
 
     def _is_left_behind(self) -> bool:
         """It died, or was cut off, and before it was back with the others they have taken their last steps. Who has,
-        and can still be reached, tells it what was agreed on."""
-        last, now = self.live.state.last, time.monotonic()
-        others = {*self.given.first.members, *last.members, *last.voters} - {self.given.name}
-        if not others or not self.meeting.all_done(others):
-            return False
-        if self.live.state.stands and (last.voters == (self.given.name,) or self._reaches(others)):
+        and can still be reached, tells it what was agreed on.
+
+        Raises: FleetError where it was alone when it died, and so has the agreed state with it."""
+        state, now = self.live.state, time.monotonic()
+        others = {*self.given.first.members, *state.everybody} - {self.given.name}
+        is_last, have_ended = state.everybody == (self.given.name,), bool(others) and self.meeting.all_done(others)
+        is_well = state.stands and (is_last or not have_ended or self._reaches(others))
+        if is_well or not (is_last or have_ended):
             self.alone_since = math.inf
             return False
         self.alone_since = min(self.alone_since, now)
-        if self.live.state.stands and now < self.alone_since + LEAVE_S:
+        if now < self.alone_since + LEAVE_S and (state.stands or not have_ended):
             return False
+        if not have_ended:
+            raise FleetError(
+                "nobody has the agreed state any more: this island was alone, and its process ended",
+                hint="begin anew, from a checkpoint where there is one",
+            )
         self.warn("the others ended before this island was back with them")
         return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from konvoi.errors import FleetError
 from konvoi.parcels import Parcels
 from konvoi.plan.sync.frames import decode_durable, encode_durable
 from konvoi.plan.sync.state import Durable, State
@@ -23,21 +22,13 @@ class Notebook:
         self._journal.keep_only(names)
 
     def recall(self, state: State) -> bool:
-        """Take up what was written down before a crash; whether there was anything.
-
-        Raises: MessageRefused; FleetError where nobody else is left who has the state.
-        """
+        """Take up what was written down before a crash; whether there was anything. Raises: MessageRefused."""
         entry = self._journal.read() if self._journal is not None else None
         if entry is None or self._journal is None:
             return False
         durable = decode_durable(entry)
         held = {self._parcels.keep(data) for data in self._journal.named().values()}
         state.last, state.promised, state.vote = durable.last, durable.promised, durable.vote
-        if state.everybody == (state.me,):
-            raise FleetError(
-                "nobody has the agreed state any more: this island was alone, and its process ended",
-                hint="begin anew, from a checkpoint where there is one",
-            )
         state.held = frozenset(held)
         state.kept = (durable.last,) if held.issuperset(durable.last.results) else ()
         return True

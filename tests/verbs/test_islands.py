@@ -14,7 +14,17 @@ import torch
 
 import konvoi as kv
 from konvoi.errors import PlanError
-from konvoi.observe.events import Agreed, Averaged, Evaluated, Restarted, RunEnded, StateFetched, StepDone, WorkerDied
+from konvoi.observe.events import (
+    Agreed,
+    Averaged,
+    Evaluated,
+    Restarted,
+    RunEnded,
+    StateFetched,
+    StepDone,
+    Warned,
+    WorkerDied,
+)
 from konvoi.observe.sinks.jsonl import read_events
 from konvoi.plan import compress
 from konvoi.plan.convoy import Convoy, Plan
@@ -270,6 +280,26 @@ class SlowToRead(small.Samples):
     def __getitem__(self, index):
         time.sleep(0.0125)
         return super().__getitem__(index)
+
+
+@pytest.mark.slow
+def test_who_is_killed_when_the_others_have_ended_ends_without_them(tmp_path):
+    def wait():
+        events = [folder / "events.jsonl" for folder in islands(tmp_path / "run", 2)]
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not any(one.exists() and "RunEnded" in one.read_text() for one in events):
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "slow").readlink().name), signal.SIGKILL)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    plan = kv.Island() | Convoy(every=5, deadline_s=1.0, ahead=60)
+    folders = train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=Unequally(tmp_path)))
+    thread.join()
+    found = [[*read_events(folder)] for folder in folders]
+    assert sorted(events[-1].reason for events in found) == ["finished", "stopped"]
+    told = [event.message for events in found for event in events if isinstance(event, Warned)]
+    assert any("the others ended before" in message for message in told)
 
 
 @pytest.mark.slow

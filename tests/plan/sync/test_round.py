@@ -103,6 +103,15 @@ def test_where_rounds_go_by_time_a_slow_islands_work_counts_in_each(by_time):
         assert all({"a", "b", "d"} <= members for members in rounds)
 
 
+@pytest.mark.parametrize("tenth", range(20))
+def test_who_is_back_before_it_was_missed_holds_nobody_up(tenth):
+    crash = simulation.Fault("crash", 5.0 + tenth / 10, ("c",), 0.3)
+    given = simulation.Scenario(4, "all", ("a", "b", "c", "d"), 0.0, 0.0, 0.05, (crash,))
+    world = simulation.World(given, rules=replace(simulation.RULES, patience_s=600.0), ends=False)
+    world.run()
+    assert len(world.decisions) > 12
+
+
 def test_decisions_tell_how_often_something_was_added_up():
     for seed in range(20):
         world = simulation.World(simulation.scenario(seed))

@@ -66,6 +66,8 @@ def _on_guest(s: State, out: list[Action], sender: str, message: Ask | Join | Le
         if message.stands:
             s.standing |= {sender}
         s.fetching = s.fetching - {sender} if message.stands else s.fetching | ({sender} & {*s.last.members})
+        if not message.stands:
+            propose.on_restarted(s, out, sender)
     else:
         out += [Send(sender, Result(s.round, hash)) for hash in dict.fromkeys(message.wants) if hash in s.held]
     _tell(s, out, sender, message.round + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from konvoi.plan.sync import leases, pace
@@ -12,7 +13,6 @@ from konvoi.plan.sync.messages import (
     Accepted,
     Decided,
     Decision,
-    Message,
     Prepare,
     Promise,
     Propose,
@@ -60,13 +60,22 @@ def set_deadline(s: State, out: list[Action]) -> None:
         out.append(SetTimer("deadline", s.round, s.rules.deadline_s))
 
 
+def on_restarted(s: State, out: list[Action], peer: str) -> None:
+    """Nobody may have missed him: what he had offered is gone, and his part of what is under way."""
+    s.offers = {member: one for member, one in s.offers.items() if member != peer}
+    _without(s, out, {peer})
+
+
+def _without(s: State, out: list[Action], gone: Iterable[str]) -> None:
+    if s.phase == "reduce" and s.chosen is not None and not {*gone}.isdisjoint(_concerned(s.chosen)):
+        begin(s, out, next_ballot(s))
+
+
 def on_lost(s: State, out: list[Action], peer: str) -> None:
     """Somebody is out of reach: his turn to propose need not be waited out, nor his part of what is under way."""
     if not s.is_voter:
         return
-    concerned = _concerned(s.chosen) if s.phase == "reduce" and s.chosen is not None else ()
-    if {*concerned} & s.lost:
-        begin(s, out, next_ballot(s))
+    _without(s, out, s.lost)
     turns = {proposer(s.last, ballot) for ballot in range(max(s.promised, s.seen, 0), next_ballot(s))}
     if not s.phase and peer in turns and (s.offers or s.promised > 0):
         out.append(SetTimer("patience", s.round, patience(s)))
@@ -87,8 +96,7 @@ def begin(s: State, out: list[Action], ballot: int) -> None:
     s.promises, s.offers, s.reduced, s.chosen, s.proposal, s.accepted = {}, {}, {}, None, None, frozenset()
     out.append(SetTimer("patience", s.round, s.rules.patience_s * len(s.last.voters) * backoff(s)))
     set_deadline(s, out)
-    for peer in dict.fromkeys((*s.last.voters, *s.last.members)):
-        _send(out, peer, Prepare(s.round, ballot))
+    out += [Send(peer, Prepare(s.round, ballot)) for peer in dict.fromkeys((*s.last.voters, *s.last.members))]
 
 
 def on_promise(s: State, out: list[Action], sender: str, message: Promise) -> None:
@@ -130,17 +138,15 @@ def see_to_it(s: State, out: list[Action]) -> None:
     if s.phase == "select" and _may_select(s):
         s.chosen = select = _select(s)
         s.phase = "reduce"
-        for peer in _concerned(select):
-            _send(out, peer, select)
+        out += [Send(peer, select) for peer in _concerned(select)]
         if not select.updates:
             _propose(s, out, decision(s, select, ()))
     if s.phase == "reduce" and len(s.reduced) == s.rules.num_parts and s.chosen is not None:
         _propose(s, out, decision(s, s.chosen, tuple(s.reduced[part] for part in range(s.rules.num_parts))))
     if s.phase == "propose" and len(s.accepted) >= majority(s) and s.proposal is not None:
         s.phase, s.decided = "", s.proposal
-        for peer in dict.fromkeys((*s.last.members, *s.last.voters, *s.proposal.members)):
-            if peer != s.me:
-                _send(out, peer, Decided(s.proposal))
+        told = dict.fromkeys((*s.last.members, *s.last.voters, *s.proposal.members))
+        out += [Send(peer, Decided(s.proposal)) for peer in told if peer != s.me]
 
 
 def _awaited(s: State) -> set[str]:
@@ -213,26 +219,19 @@ def _ask_for_votes(s: State, out: list[Action]) -> None:
     """Of those who have not voted; the witness comes last. It binds whoever proposes next, and holds no sums: somebody
     who does must have them on disk by then."""
     assert s.proposal is not None
-    for voter in s.last.voters:
-        if voter not in s.accepted and (voter != s.rules.witness or s.accepted):
-            _send(out, voter, Propose(s.round, s.ballot, s.proposal))
+    asked = (one for one in s.last.voters if one not in s.accepted and (one != s.rules.witness or s.accepted))
+    out += [Send(voter, Propose(s.round, s.ballot, s.proposal)) for voter in asked]
 
 
 def remind(s: State, out: list[Action]) -> None:
     """Say again what was not answered."""
     if s.phase == "prepare":
-        for peer in dict.fromkeys((*s.last.voters, *s.last.members)):
-            if peer not in s.promises:
-                _send(out, peer, Prepare(s.round, s.ballot))
+        others = dict.fromkeys((*s.last.voters, *s.last.members))
+        out += [Send(peer, Prepare(s.round, s.ballot)) for peer in others if peer not in s.promises]
     elif s.phase == "reduce" and s.chosen is not None:
-        for peer in _concerned(s.chosen):
-            _send(out, peer, s.chosen)
+        out += [Send(peer, s.chosen) for peer in _concerned(s.chosen)]
     elif s.phase == "propose":
         _ask_for_votes(s, out)
-
-
-def _send(out: list[Action], to: str, message: Message) -> None:
-    out.append(Send(to, message))
 
 
 # -- what is decided ---------------------------------------------------------------------------------------------------
