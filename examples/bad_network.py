@@ -1,6 +1,6 @@
 """Four islands over a bad network, twice: a quiet run, and one in which one is killed and one cut off.
 
-    python examples/bad_network.py [--folder runs] [--steps 480]        about three minutes on 2 cores; Linux, root
+    python examples/bad_network.py [--folder runs] [--steps 480]        2.5 minutes on 2 cores; Linux, root
 
 Each island is a host of its own on this computer: 0.4 cores, 20 Mbit/s, 120 ms from every other, and a packet in a
 thousand lost. Both runs have their own report; `wan.html` shows them side by side.
@@ -18,7 +18,7 @@ from konvoi.observe.sinks.jsonl import read_events
 ISLANDS = 4
 PLAN = kv.Island() | kv.local_sgd(every=8, compression=kv.compress.low_bit(1), ahead=8, deadline_s=2.0)
 LINK = Link(up=20, down=20, rtt=120, loss=0.001, burst=3)
-FAULTS = ("kill 1 at 15", "cut 2 at 30 for 10")
+FAULTS = ("kill 1 at 8", "cut 2 at 15 for 12")
 
 
 def far_job(steps: int) -> kv.Job:

@@ -43,7 +43,8 @@ class Member(Presence):
         rules = given.plan.rules(given.num_parts, given.batch * given.plan.steps_per_round)
         journal = Journal(self.folder / "journal")
         self.live = LiveConvoy(given.name, given.plan, rules, given.first, anchor, self.wire, journal)
-        self.told, self.alone_since = self.live.state.last.round, math.inf
+        self.told = self.live.state.last.round
+        self.alone_since, self.was_left = math.inf, False
         self.meet(meeting)
 
     def facts(self) -> dict[str, Any]:
@@ -126,7 +127,9 @@ class Member(Presence):
                 "nobody has the agreed state any more: this island was alone, and its process ended",
                 hint="begin anew, from a checkpoint where there is one",
             )
-        self.warn("the others ended before this island was back with them")
+        if not self.was_left:
+            self.warn("the others ended before this island was back with them")
+        self.was_left = True
         return True
 
     def _reaches(self, others: Collection[str]) -> bool:

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from konvoi.observe.events import Evaluated, Sampled, Warned, WorkerDied, to_json
+from konvoi.observe.events import Agreed, Evaluated, Sampled, Warned, WorkerDied, to_json
 from konvoi.observe.report import write_report
 from tests.observe.made_up import BEGAN, one_of_each, realistic_run, run_started, step_done
 
@@ -132,3 +132,18 @@ def test_a_second_report_replaces_the_first_and_leaves_no_draft(tmp_path):
     _report(tmp_path, one_of_each()[:4])
     assert "finished" in _report(tmp_path, one_of_each())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "report.html"]
+
+
+def test_whose_work_was_counted_is_told_agreement_by_agreement(tmp_path):
+    rounds = [
+        Agreed(time=BEGAN + n, round=n, counted={"ada": 4, **({"bob": 4} if n % 2 else {})}, sent_bytes=0)
+        for n in range(1, 5)
+    ]
+    html = _report(tmp_path / "run", [run_started(), *rounds])
+    assert html.count('title="agreement 2: counted"') == 1
+    assert html.count('title="agreement 2: not counted"') == 1
+    _checked(html)
+    many = [Agreed(time=BEGAN + n, round=n, counted={"ada": 4}, sent_bytes=0) for n in range(1, 1001)]
+    html = _report(tmp_path / "long", [run_started(), *many])
+    assert html.count('title="agreement ') == 112
+    assert 'title="agreement 1 to 9: 9 of 9"' in html
