@@ -121,6 +121,7 @@ class World:
         self.seen: Counter[str] = Counter()
         self.cuts: list[tuple[float, frozenset[tuple[str, str]]]] = []
         self.at_vote = [fault for fault in given.faults if fault.when == "vote"]
+        self.keeps = 0.5  # whether a member that is restarted still has its model
         # What is known of the truth.
         self.decisions: dict[int, Decision] = {}
         self.votes: dict[tuple[int, str], dict[int, set[str]]] = {}  # on disks, by round and decision, and ballot
@@ -393,7 +394,7 @@ class World:
         kept = tuple(
             self.decisions[r] for r in rounds if r in self.decisions and {*self.decisions[r].results} <= host.sums
         )
-        has_model = disk.last.round >= 0 and (self.random.random() < 0.5 or not host.state.can_be_member)
+        has_model = disk.last.round >= 0 and (self.random.random() < self.keeps or not host.state.can_be_member)
         host.model = (disk.last.round, self.anchors.get(disk.last.round, "")) if has_model else (-2, "")
         host.state = st.State(name, self.rules, disk.last, disk.promised, disk.vote, held=host.sums, kept=kept)
         self.say(f"-- {name} is back at round {disk.last.round}")
@@ -430,6 +431,9 @@ class World:
         written = {*durable.last.results, *(durable.vote.decision.results if durable.vote else ())}
         host.sums |= host.state.held & written
         if durable.last.id != before.last.id:
+            for one in host.state.kept:  # who is alone may decide several at once
+                if before.last.round < one.round < durable.last.round:
+                    self.check_entered(host, one)
             self.check_entered(host, durable.last)
         if is_vote and self.now < QUIET_AT - 5 and self.springs(host, "voted"):
             self.seen["crash between vote and application"] += 1

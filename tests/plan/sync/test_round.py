@@ -103,6 +103,19 @@ def test_where_rounds_go_by_time_a_slow_islands_work_counts_in_each(by_time):
         assert all({"a", "b", "d"} <= members for members in rounds)
 
 
+def test_nobody_waits_for_the_end_of_a_patience_that_nobody_needs():
+    """Where wires say who is out of reach, and who was killed comes back without the model, all go on when all is quiet
+    again, however patient they are."""
+    for seed in range(400):
+        given = simulation.scenario(seed)
+        if given.family != "async":  # whose newcomers take steps here before they are members
+            world = simulation.World(given, rules=replace(simulation.RULES, patience_s=600.0))
+            world.keeps = 0.0
+            if seed % 4 != 1:  # who has it already
+                world.push(1.0, "hint", "", None)
+            world.run()
+
+
 @pytest.mark.parametrize("tenth", range(20))
 def test_who_is_back_before_it_was_missed_holds_nobody_up(tenth):
     crash = simulation.Fault("crash", 5.0 + tenth / 10, ("c",), 0.3)

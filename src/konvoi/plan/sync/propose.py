@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 
-from konvoi.plan.sync import leases, pace
+from konvoi.plan.sync import outcome
 from konvoi.plan.sync.events import Action, Send, SetTimer
 from konvoi.plan.sync.messages import (
     Accepted,
@@ -22,8 +21,6 @@ from konvoi.plan.sync.messages import (
     Update,
 )
 from konvoi.plan.sync.state import State
-
-REFORM = 1_000_000  # rounds that nobody else has come to meanwhile
 
 
 def proposer(last: Decision, ballot: int) -> str:
@@ -67,7 +64,12 @@ def on_restarted(s: State, out: list[Action], peer: str) -> None:
 
 
 def _without(s: State, out: list[Action], gone: Iterable[str]) -> None:
-    if s.phase == "reduce" and s.chosen is not None and not {*gone}.isdisjoint(_concerned(s.chosen)):
+    results = s.proposal.results if s.phase == "propose" and s.proposal is not None else ()
+    if (
+        (s.phase == "reduce" or not s.held.issuperset(results))
+        and s.chosen is not None
+        and not {*gone}.isdisjoint(_concerned(s.chosen))
+    ):
         begin(s, out, next_ballot(s))
 
 
@@ -140,9 +142,9 @@ def see_to_it(s: State, out: list[Action]) -> None:
         s.phase = "reduce"
         out += [Send(peer, select) for peer in _concerned(select)]
         if not select.updates:
-            _propose(s, out, decision(s, select, ()))
+            _propose(s, out, outcome.decision(s, select, ()))
     if s.phase == "reduce" and len(s.reduced) == s.rules.num_parts and s.chosen is not None:
-        _propose(s, out, decision(s, s.chosen, tuple(s.reduced[part] for part in range(s.rules.num_parts))))
+        _propose(s, out, outcome.decision(s, s.chosen, tuple(s.reduced[part] for part in range(s.rules.num_parts))))
     if s.phase == "propose" and len(s.accepted) >= majority(s) and s.proposal is not None:
         s.phase, s.decided = "", s.proposal
         told = dict.fromkeys((*s.last.members, *s.last.voters, *s.proposal.members))
@@ -169,7 +171,7 @@ def _may_select(s: State) -> bool:
         return True
     if s.ballot == 0 and any(_is_stale(s, member) for member in missing):  # a later ballot waits no more
         return False
-    if not offers and (s.joining - present - silent(s) or s.left & {*s.last.members}):
+    if not offers and (s.joining - present - outcome.silent(s) or s.left & {*s.last.members}):
         return s.is_late or not present
     return s.is_late and is_enough
 
@@ -225,74 +227,11 @@ def _ask_for_votes(s: State, out: list[Action]) -> None:
 
 def remind(s: State, out: list[Action]) -> None:
     """Say again what was not answered."""
-    if s.phase == "prepare":
+    if s.phase == "prepare" or (s.phase == "select" and s.ballot > 0):  # who has promised may have work to offer
+        heard = s.promises.keys() if s.phase == "prepare" else s.offers.keys()
         others = dict.fromkeys((*s.last.voters, *s.last.members))
-        out += [Send(peer, Prepare(s.round, s.ballot)) for peer in others if peer not in s.promises]
+        out += [Send(peer, Prepare(s.round, s.ballot)) for peer in others if peer not in heard]
     elif s.phase == "reduce" and s.chosen is not None:
         out += [Send(peer, s.chosen) for peer in _concerned(s.chosen)]
     elif s.phase == "propose":
         _ask_for_votes(s, out)
-
-
-# -- what is decided ---------------------------------------------------------------------------------------------------
-
-
-def silent(s: State) -> set[str]:
-    """Of whom nothing was heard for too many rounds; where a round may be one member's, for as many times more."""
-    is_quick = s.rules.at_once or not s.rules.deadline_s
-    most = s.rules.evict_after * (len(s.last.members) if is_quick else 1)
-    return {name for name, heard in s.heard.items() if s.round - heard > most}
-
-
-def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:
-    """Who is a member and who votes from now on, and what each is to read."""
-    last, counted = s.last, {one.member: one for one in select.updates}
-    gone = (silent(s) - counted.keys()) | s.left
-    members = tuple(sorted({*last.members, *s.joining} - gone))
-    voters = last.voters
-    if not s.rules.servers:
-        stay = ({*last.voters} | {*counted}) & {*members}  # newcomers from their first counted update on
-        stay = stay & {*s.rules.deciders} or stay  # when the last of those has left, the others vote
-        voters = tuple(sorted((stay or {*members}) | ({s.rules.witness} & {*last.voters}))) or last.voters
-    every, rung = pace.following(s.rules, last, select.updates)
-    lease, ahead = s.rules.samples_of(every or s.rules.every), s.rules.samples_of(s.rules.max_ahead)
-    given, cursor, returned = leases.next_leases(last, members, counted, lease, ahead)
-    anchor = select.updates[0].anchor if select.updates else ""
-    return Decision(
-        s.round,
-        last.id,
-        select.updates,
-        select.owners,
-        results,
-        members,
-        voters,
-        given,
-        cursor,
-        returned,
-        anchor,
-        last.agreements + bool(select.updates),
-        last.steps + s.every * bool(select.updates),
-        every,
-        rung,
-    )
-
-
-def alone(s: State) -> Decision:
-    """What no majority has decided: this member goes on from here by itself. Its number is so far behind all others
-    that whoever comes back, with whatever was decided elsewhere, finds that it has to fetch the state."""
-    last, me = s.last, (s.me,)
-    given, cursor, returned = leases.next_leases(last, me, {}, s.rules.samples_of(s.every), 0)
-    return replace(
-        last,
-        round=s.round + REFORM,
-        previous=last.id,
-        updates=(),
-        owners=(),
-        results=(),
-        members=me,
-        voters=me,
-        leases=given,
-        cursor=cursor,
-        returned=returned,
-        anchor="",
-    )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-from konvoi.plan.sync import hearing, propose
+from konvoi.plan.sync import hearing, outcome, propose
 from konvoi.plan.sync.events import (
     Action,
     Apply,
@@ -137,7 +137,7 @@ def _ending(s: State, out: list[Action], event: Ending) -> None:
 
 def _reform(s: State, out: list[Action], event: Reform) -> None:
     if s.is_member and s.stands:
-        s.decided = propose.alone(s)
+        s.decided = outcome.alone(s)
 
 
 def _leaving(s: State, out: list[Action], event: Leaving) -> None:
@@ -288,7 +288,7 @@ def _enter(s: State, decision: Decision) -> None:
     for name, value in BLANK.items():
         setattr(s, name, value)
     s.last = decision
-    s.joining -= {*decision.members} | propose.silent(s)
+    s.joining -= {*decision.members} | outcome.silent(s)
     s.standing -= {*decision.voters}
     s.fetching &= {*decision.members}
     s.left &= {*decision.members, *decision.voters}
