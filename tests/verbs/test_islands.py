@@ -54,9 +54,11 @@ def train(tmp_path, plan, number=2, name="run", **fields):
 
 def test_islands_that_agree_end_with_the_same_weights(tmp_path):
     plan = kv.Island() | diloco(every=5, compression=compress.int8())
-    first, second = (weights(folder) for folder in train(tmp_path, plan))
+    first, second = (weights(folder) for folder in train(tmp_path, plan, validate_every=20))
     assert all(torch.equal(first[name], second[name]) for name in first)
     for folder in islands(tmp_path / "run", 2):
+        told = [type(event) for event in read_events(folder) if isinstance(event, (Agreed, Evaluated))]
+        assert told == [Evaluated, *[Agreed] * 4, Evaluated]  # the last, of what was agreed on
         (end,) = [event for event in read_events(folder) if isinstance(event, RunEnded)]
         assert (end.reason, end.step) == ("finished", 20)
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "run" / "convoy").rglob("key.pem"))
