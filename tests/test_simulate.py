@@ -405,6 +405,12 @@ def test_an_island_that_comes_back_fetches_what_was_agreed_and_goes_on(tmp_path,
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+def take_away(simulation, dead):
+    for one in dead:
+        simulation.hub.leave(one.name)
+        one.convoy.happen = lambda event: None
+
+
 @pytest.mark.parametrize("deciders", [(), ("island-0",)], ids=["all", "one"])
 def test_who_decides_alone_goes_on_alone(deciders):
     plan = diloco(every=2, deadline_s=3.0, deciders=deciders)
@@ -412,9 +418,8 @@ def test_who_decides_alone_goes_on_alone(deciders):
     alive, *dead = simulation.islands
     for _ in simulation.run(4):
         pass
+    take_away(simulation, dead)
     for one in dead:
-        simulation.hub.leave(one.name)
-        one.convoy.happen = lambda event: None
         alive.convoy.happen(ev.Lost(one.name))
     for step in range(5, 13):
         for _ in range(40):
@@ -435,9 +440,7 @@ def test_a_person_lets_one_go_on_without_a_majority_and_the_others_come_anew(tmp
     alive, *dead = simulation.islands
     for _ in simulation.run(12):
         pass
-    for one in dead:
-        simulation.hub.leave(one.name)
-        one.convoy.happen = lambda event: None
+    take_away(simulation, dead)
     for step in (13, 14, 15):
         simulation._take_step(alive, step)
     simulation.hub.run(200.0)

@@ -69,7 +69,7 @@ class Member(Presence):
 
     def next(self) -> Order:
         """What all workers of this island do next. It waits a while where the others have to agree first."""
-        if self.is_over() or self._is_left_behind():
+        if self.is_over():
             return Order(is_over=True)
         begin = time.monotonic()
         order, batch = self._look(), self.given.batch
@@ -77,6 +77,8 @@ class Member(Presence):
             ranges = self.live.positions(batch)
             if sum(stop - start for start, stop in ranges) == batch:
                 order = Order(ranges=ranges, least=self._arrived())
+        if order == Order() and self._is_left_behind():
+            return Order(is_over=True)
         if order == Order():
             time.sleep(LOOK_S / 5)  # for a decision, which leases more
         self.pace.waited(time.monotonic() - begin)
@@ -112,6 +114,8 @@ class Member(Presence):
         and can still be reached, tells it what was agreed on.
 
         Raises: FleetError where it was alone when it died, and so has the agreed state with it."""
+        if self.was_left:
+            return True
         state, now = self.live.state, time.monotonic()
         others = {*self.given.first.members, *state.everybody} - {self.given.name}
         is_last, have_ended = state.everybody == (self.given.name,), bool(others) and self.meeting.all_done(others)
@@ -127,9 +131,8 @@ class Member(Presence):
                 "nobody has the agreed state any more: this island was alone, and its process ended",
                 hint="begin anew, from a checkpoint where there is one",
             )
-        if not self.was_left:
-            self.warn("the others ended before this island was back with them")
         self.was_left = True
+        self.warn("the others ended before this island was back with them")
         return True
 
     def _reaches(self, others: Collection[str]) -> bool:

@@ -65,8 +65,9 @@ def _on_guest(s: State, out: list[Action], sender: str, message: Ask | Join | Le
         s.left -= {sender}
         if message.stands:
             s.standing |= {sender}
-        s.fetching = s.fetching - {sender} if message.stands else s.fetching | ({sender} & {*s.last.members})
-        if not message.stands:
+            s.fetching -= {sender}
+        else:
+            s.fetching |= {sender} & {*s.last.members}
             propose.on_restarted(s, out, sender)
     else:
         out += [Send(sender, Result(s.round, hash)) for hash in dict.fromkeys(message.wants) if hash in s.held]

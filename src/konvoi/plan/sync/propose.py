@@ -64,12 +64,11 @@ def on_restarted(s: State, out: list[Action], peer: str) -> None:
 
 
 def _without(s: State, out: list[Action], gone: Iterable[str]) -> None:
-    results = s.proposal.results if s.phase == "propose" and s.proposal is not None else ()
-    if (
-        (s.phase == "reduce" or not s.held.issuperset(results))
-        and s.chosen is not None
-        and not {*gone}.isdisjoint(_concerned(s.chosen))
-    ):
+    """Begin anew where sums are under way that may have been theirs alone."""
+    if s.chosen is None or {*gone}.isdisjoint(_concerned(s.chosen)):
+        return
+    proposed = s.proposal.results if s.phase == "propose" and s.proposal is not None else ()
+    if s.phase == "reduce" or not s.held.issuperset(proposed):
         begin(s, out, next_ballot(s))
 
 
