@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-split demo-wan test soak equivalence check format docs bench bench-setup constraints clean
+.PHONY: help setup demo demo-split demo-federation demo-wan test soak equivalence check format docs bench bench-setup constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## ?/\1\t/' | expand -t 14
@@ -23,6 +23,9 @@ demo: $(VENV)/.core  ## train a small GPT on Python's standard library, with 2 w
 
 demo-split: $(VENV)/.dev  ## a model of transformers as dp2 x pp2, resumed as tp4, exported, loaded by transformers
 	$(BIN)/python examples/split_anything.py $(ARGS)
+
+demo-federation: $(VENV)/.dev  ## 5 simulated hospitals, then the same recipe as a server and 3 real sites
+	$(BIN)/python examples/hospitals.py $(ARGS)
 
 demo-wan: $(VENV)/.dev  ## four islands over a bad network: quiet, and with a kill and a cut (Linux, root)
 	$(BIN)/python examples/bad_network.py $(ARGS)
@@ -50,9 +53,10 @@ docs: $(VENV)/.dev  ## write the generated pages again: docs/api.md, docs/suppor
 	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/make_support.py
 	$(BIN)/python docs/make_benchmarks.py
+	$(BIN)/python docs/make_xray.py
 
-bench: $(VENV)/.dev  ## every benchmark but wan*.py, which take hours, or root (ARGS=--quick: a minute each)
-	set -e; for benchmark in benchmarks/[!_w]*.py; do $(BIN)/python $$benchmark --json $(ARGS); done
+bench: $(VENV)/.dev  ## every benchmark but wan*.py and xray.py, which take hours, or root (ARGS=--quick: a minute each)
+	set -e; for benchmark in benchmarks/[!_wx]*.py; do $(BIN)/python $$benchmark --json $(ARGS); done
 
 bench-setup: $(VENV)/.bench  ## install the peers that the benchmarks compare with
 

@@ -42,6 +42,26 @@ def _short(job: kv.Job) -> kv.Job:
     return dataclasses.replace(job, steps=3, validate_every=None, validate_batches=1, sample_prompt=None)
 
 
+def test_hospitals_learn_together(tmp_path):
+    """The recipe under its own plan and fleet."""
+    recipe = load(ROOT / "recipes" / "xray_fedavg.py")
+    job = dataclasses.replace(recipe.job(), validate_every=2)
+    run = kv.train(job, dataclasses.replace(recipe.plan, rounds=4), recipe.fleet, folder=tmp_path, sinks=())
+    assert run.reason == "finished"
+    assert run.losses[-1] < 0.5
+    assert run.evaluate()["accuracy"] > 0.74  # all who are ill, and nobody else, make up 0.742
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_same_recipe_is_simulated_and_deployed(tmp_path):
+    simulated, losses = load(ROOT / "examples" / "hospitals.py").main(["--folder", str(tmp_path), "--rounds", "4"])
+    assert simulated["accuracy"] > 0.7
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    assert next(tmp_path.glob("hospitals-real-*/st-anne/*.html")).exists()
+
+
 def test_the_own_loop_learns():
     losses = load(ROOT / "examples" / "own_loop.py").main()
     epoch = len(losses) // 5

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src"
-HEAVY = {"torch", "transformers", "tokenizers", "datasets", "tensorboard", "PIL", "ray", "pandas", "pyarrow"}
+HEAVY = {"torch", "transformers", "tokenizers", "datasets", "tensorboard", "PIL", "ray", "pandas", "pyarrow", "sklearn"}
 
 IMPORT = "import konvoi"
 HELP = """

@@ -6,14 +6,22 @@ from konvoi.job.job import Hooks, Job
 from konvoi.plan import (
     Convoy,
     Island,
+    Local,
     adaptive,
     async_sgd,
     compress,
     decoupled_momentum,
     diloco,
+    fedadagrad,
+    fedadam,
+    fedavg,
+    fedbuff,
+    fedprox,
+    fedyogi,
     gossip,
     local_sgd,
     parameter_server,
+    scaffold,
     stale_synchronous,
     streaming_diloco,
 )
@@ -24,6 +32,7 @@ from konvoi.verbs.generate import generate
 from konvoi.verbs.join import join
 from konvoi.verbs.report import report
 from konvoi.verbs.run import Run
+from konvoi.verbs.statistics import statistics
 from konvoi.verbs.train import train
 
 __version__ = "0.1.0.dev0"
@@ -33,6 +42,7 @@ __all__ = [
     "Hooks",
     "Island",
     "Job",
+    "Local",
     "Run",
     "adapt",
     "adaptive",
@@ -44,6 +54,12 @@ __all__ = [
     "doctor",
     "errors",
     "evaluate",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedbuff",
+    "fedprox",
+    "fedyogi",
     "fleet",
     "generate",
     "gossip",
@@ -55,8 +71,10 @@ __all__ = [
     "parameter_server",
     "report",
     "save_pretrained",
+    "scaffold",
     "schedules",
     "stale_synchronous",
+    "statistics",
     "streaming_diloco",
     "train",
 ]

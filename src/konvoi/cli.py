@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
-import dataclasses
 import json
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import konvoi
-from konvoi.errors import ConfigError, FleetError, JobError, KonvoiError, PlanError, did_you_mean
-from konvoi.job.job import Job
+from konvoi import acts
+from konvoi.errors import ConfigError, FleetError, KonvoiError
+from konvoi.fleet.simulated import Simulated
 from konvoi.options import parse
-from konvoi.plan.convoy import Plan
+from konvoi.recipe import check_there, load_recipe, override, recipe_job
+from konvoi.talk import line, out, sinks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,14 +40,16 @@ def _train(options: argparse.Namespace, lab: Any = None) -> None:
     from konvoi.fleet.crew import AgentHandle
     from konvoi.verbs.train import PRELOAD
 
-    _check_recipe(options.recipe)
+    check_there(options.recipe)
     # An agent loads torch while the recipe is read; a lab's islands have one each, on their hosts.
     with AgentHandle(PRELOAD) if lab is None else contextlib.nullcontext() as agent:
         recipe = load_recipe(options.recipe)
         job = override(recipe_job(recipe, options.recipe), options.overrides)
         plan = konvoi.plan.parse(options.plan) if options.plan else getattr(recipe, "plan", None)
         fleet = lab.fleet() if lab is not None else getattr(recipe, "fleet", None)
-        if options.workers or options.device or options.oversubscribe or options.islands > 1:
+        if isinstance(fleet, Simulated):
+            fleet = fleet.on(options.workers, options.device)
+        elif options.workers or options.device or options.oversubscribe or options.islands > 1:
             num_workers = options.workers or (plan.num_workers * options.islands if plan else None)
             kept = {"device": options.device, "oversubscribe": options.oversubscribe, "islands": options.islands}
             fleet = konvoi.fleet.local(num_workers, **kept)
@@ -61,7 +61,7 @@ def _train(options: argparse.Namespace, lab: Any = None) -> None:
             resume=options.resume,
             checkpoint_every=options.checkpoint_every,
             profile=options.profile,
-            sinks=_sinks(options),
+            sinks=sinks(options),
             agent=agent,
         )
     _say(f"report: {run.folder / 'report.html'}", 0)
@@ -88,148 +88,15 @@ def _lab(options: argparse.Namespace) -> None:
         congestion=options.congestion,
     )
     faults = [fault(text) for text in options.fault]
-    lab = Lab(options.islands, link, cpu=options.cpu, faults=faults, seed=options.seed, say=_line)
+    lab = Lab(options.islands, link, cpu=options.cpu, faults=faults, seed=options.seed, say=line)
     with lab:
-        _line(f"lab: {lab.describe()}")
+        line(f"lab: {lab.describe()}")
         _train(wanted, lab)
-    _line(f"lab: {lab.describe_traffic()}")
-
-
-def _federation(options: argparse.Namespace) -> None:
-    from konvoi.verbs.running import require_net
-
-    require_net("a federation")
-    from konvoi.verbs import federation, member
-
-    if options.act == "start":
-        _check_plan(options.plan)
-        _check_recipe(options.recipe)
-        job = override(recipe_job(load_recipe(options.recipe), options.recipe), options.overrides)
-        if job.global_batch % options.members:  # or nobody could join
-            found = f"global_batch={job.global_batch}, --members {options.members}"
-            raise PlanError("the first members share the global batch alike", found=found)
-        terms = {"name": options.name, "num_first": options.members, "listen": options.listen, "at": options.at}
-        folder = federation.found(options.recipe, options.overrides, options.plan, **terms)
-        federation.serve(folder, _line, threading.Event())
-    elif options.act == "leave":
-        member.leave(options.federation)
-    elif options.act == "status":
-        is_guest = options.federation and not (federation.ROOT / options.federation).exists()
-        told = member.status(options.federation) if is_guest else federation.status(federation.find(options.federation))
-        _out(json.dumps(told, indent=1) if options.json else federation.as_table(told, time.time()))
-    else:
-        folder = federation.find(options.federation)
-        if options.act == "invite":
-            given = {"hours": options.hours, "out": options.out, "at": options.at}
-            _out(str(federation.invite(folder, options.member, **given)))
-        elif options.act == "revoke":
-            federation.revoke(folder, options.member)
-        elif options.act == "reform":
-            federation.reform(folder, options.member)
-        else:
-            _out(federation.members(folder))
-
-
-def _check_recipe(path: Path) -> None:
-    if not path.is_file():
-        nearby = [str(other) for other in path.parent.glob("*.py")]
-        raise JobError(
-            "no such recipe",
-            found=path,
-            hint=did_you_mean(str(path), nearby) if nearby else "a Python file that defines `job`",
-        )
-
-
-def _check_plan(text: str) -> Plan:
-    plan = konvoi.plan.parse(text)
-    if not isinstance(plan, Plan):
-        raise PlanError("a federation's plan has a convoy", found=repr(text), expected="'|diloco,every=50'")
-    return plan
-
-
-def _join(options: argparse.Namespace) -> None:
-    from konvoi.verbs.running import Keeping, require_net
-
-    require_net("a federation")
-    from konvoi.security.roster import Invitation
-    from konvoi.verbs import member
-    from konvoi.verbs.train import PRELOAD
-
-    invitation = Invitation.load(options.invitation)
-    plan = _check_plan(member.plan_here(invitation.plan, options.plan))
-    recipe = options.recipe or Path(invitation.recipe)
-    folder = member.enlist(invitation, recipe, _line)
-    job = override(recipe_job(load_recipe(recipe), recipe), invitation.overrides)
-    keeping = Keeping(options.name, Path("runs"), False, None, 2, False, _sinks(options))
-    run = member.train_member(invitation, folder, job, plan, keeping, PRELOAD, public=options.address, say=_line)
-    _line(f"report: {run.folder / 'report.html'}")
-
-
-def _sinks(options: argparse.Namespace) -> list[Any]:
-    from konvoi.observe.sinks.json_lines import JsonLines
-    from konvoi.observe.sinks.tensorboard import TensorBoard
-    from konvoi.observe.sinks.terminal import terminal
-
-    shown = [lambda folder: JsonLines() if options.json else terminal()]
-    return [*shown, TensorBoard] if options.tensorboard else shown
-
-
-def load_recipe(path: Path) -> Any:
-    """Import a recipe by its path; what it defines travels to the workers by value. Raises: JobError."""
-    import importlib.util
-
-    from konvoi.state.record import carry_by_value
-
-    sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(f"konvoi_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise JobError("a recipe is a Python file", found=path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    carry_by_value(module)
-    return module
-
-
-def recipe_job(recipe: Any, path: Path) -> Job:
-    """Its `job`, called where it is a function. Raises: JobError."""
-    job = getattr(recipe, "job", None)
-    if not isinstance(job, Job) and callable(job):
-        job = job()
-    if not isinstance(job, Job):
-        raise JobError(
-            "this recipe defines no job",
-            found=path,
-            expected="job = kv.Job(model=, data=, objective=), or a function that returns one",
-        )
-    return job
-
-
-def override(job: Job, items: Sequence[str]) -> Job:
-    """The job with fields replaced by `FIELD=VALUE`. A length replaces the recipe's. Raises: JobError.
-
-    >>> override(Job(model=print, data=[], objective=print), ["steps=3", "ema=0.9"]).ema
-    0.9
-    """
-    known = [field.name for field in dataclasses.fields(Job)]
-    values: dict[str, Any] = {}
-    for item in items:
-        name, equals, text = item.partition("=")
-        if name not in known or not equals:
-            raise JobError(
-                "an override is FIELD=VALUE with a field of the job", found=item, hint=did_you_mean(name, known)
-            )
-        try:
-            values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[name] = text
-    if values.keys() & {"steps", "tokens", "epochs"}:
-        values = {"steps": None, "tokens": None, "epochs": None} | values
-    return dataclasses.replace(job, **values)
+    line(f"lab: {lab.describe_traffic()}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    _out(json.dumps(dict(konvoi.evaluate(_found(options.run)))))
+    out(json.dumps(dict(konvoi.evaluate(_found(options.run)))))
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -240,22 +107,22 @@ def _generate(options: argparse.Namespace) -> None:
         temperature=options.temperature,
         seed=options.seed,
     )
-    _out(options.prompt + text)
+    out(options.prompt + text)
 
 
 def _report(options: argparse.Namespace) -> None:
-    _out(str(konvoi.report(_found(options.run))))
+    out(str(konvoi.report(_found(options.run))))
 
 
 def _export(options: argparse.Namespace) -> None:
-    _out(str(konvoi.save_pretrained(_found(options.run), options.folder, merge=options.merge)))
+    out(str(konvoi.save_pretrained(_found(options.run), options.folder, merge=options.merge)))
 
 
 def _doctor(options: argparse.Namespace) -> None:
     from konvoi.verbs.doctor import self_test
 
-    _out(json.dumps(konvoi.doctor(), indent=2))
-    if options.self_test and not self_test(_line):
+    out(json.dumps(konvoi.doctor(), indent=2))
+    if options.self_test and not self_test(line):
         raise KonvoiError(
             "the self-test failed: this machine computes something else when it splits", hint="the rows above"
         )
@@ -267,17 +134,8 @@ def _found(run: str | bool) -> Path:
     return record.find(Path("runs"), run).folder
 
 
-def _out(text: str) -> None:
-    sys.stdout.write(text + "\n")
-
-
-def _line(text: str) -> None:
-    _say(text, 0)
-
-
 def _say(text: str, status: int) -> int:
-    if sys.stderr is not None:  # a service may run with it closed
-        sys.stderr.write(text + "\n")
+    line(text)
     return status
 
 
@@ -288,8 +146,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "report": _report,
     "export": _export,
     "doctor": _doctor,
-    "federation": _federation,
-    "join": _join,
+    "federation": acts.federation,
+    "join": acts.join,
     "lab": _lab,
 }
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from konvoi.island import LiveIsland
 from konvoi.job.data.loader import eval_batches
 from konvoi.job.data.tokenizer import load_tokenizer
+from konvoi.job.objectives import measured
 from konvoi.job.sampling import continue_tokens, logits_of
 from konvoi.plan.split.parts import Parts
 from konvoi.task import Task
-from konvoi.values import Measures
 
 SAMPLE_TOKENS = 200
 
@@ -32,12 +31,7 @@ def held_out(island: LiveIsland, parts: Parts, task: Task) -> dict[str, float]:
     if job.validate_batches:
         items = (item for _, item in zip(range(job.validate_batches), items, strict=False))
 
-    def measure(module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-        loss_sum, weight = job.objective(module, batch)
-        extra = job.objective.measure(module, batch) if isinstance(job.objective, Measures) else {}
-        return {"loss": loss_sum, "weight": weight, **extra}
-
-    sums = island.sums(parts, (island.to_device(item) for item in items), measure)
+    sums = island.sums(parts, (island.to_device(item) for item in items), measured(job.objective))
     weight = sums.pop("weight")
     values = {name: value / weight if weight else math.nan for name, value in sums.items()}
     if splits.spec.bytes_per_token:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from konvoi.fleet import desk
+from konvoi.fleet.wire import dial
 from konvoi.task import Federation
 
 ASK_S = 2.0
@@ -133,7 +133,7 @@ class AtDesk:
         self._is_over.set()
         self._soon.set()
         if self._thread.is_alive():
-            self._thread.join(desk.TIMEOUT_S)
+            self._thread.join(dial.TIMEOUT_S)
 
     def _run(self) -> None:
         wait, was_away = ASK_S, False
@@ -155,7 +155,7 @@ class AtDesk:
             "address": self._address,
             "facts": {**self._facts(), "done": self._is_done},
         }
-        told = desk.ask(federation.desks, "/meet", body, federation.authority, self.identity)
+        told = dial.ask(federation.desks, "/meet", body, federation.authority, self.identity)
         self._addresses = {str(name): str(where) for name, where in told["addresses"].items()}
         self._done = set(map(str, told["done"]))
         self._heard(tuple(self._addresses), *(tuple(map(str, told.get(key, ()))) for key in ("revoked", "reforms")))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import konvoi
+from konvoi import federation_options
 from konvoi.errors import did_you_mean
 
 GROUPS = """\
@@ -16,8 +17,8 @@ look    evaluate   held-out figures of a run
         generate   what a run's model writes after a prompt
         report     write a run's report.html and say where it is
         doctor     what this machine has, and (--self-test) whether every way of splitting computes the same here
-share   federation found one of your machines, and who may come: start, invite, status, members, revoke, reform, leave
-        join       become a member by an invitation, and train
+share   federation of your machines, or of sites that keep their data: start, invite, pack, submit, review, outbox ...
+        join       become a member by an invitation, and take part
 try     lab        the same training between hosts of this machine, joined by slow, lossy and cut links
 take    export     a run's weights as safetensors and a config, for transformers where it knows the model
 """
@@ -41,7 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Overrides may stand before or after the options; argparse alone takes them in one place only."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    takes_more = options.verb == "train" or getattr(options, "act", "") == "start"
+    takes_more = options.verb == "train" or getattr(options, "act", "") in ("start", "pack")
     if rest and (not takes_more or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.verb == "train" and "=" in str(options.resume):
@@ -137,19 +138,7 @@ def _parser() -> Parser:
     )
     lab.add_argument("--seed", type=int, default=0, help="of losses and jitter")
     lab.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    _federation(verbs)
-    join = verbs.add_parser(
-        "join",
-        description="Become a member of a federation by an invitation, and train. The recipe has to be here already: "
-        "code is never sent. The same command comes back after a stop.",
-    )
-    join.add_argument("invitation", help="the file; - reads it from standard input")
-    join.add_argument("--recipe", type=Path, metavar="FILE", help="default: of the invitation's name, in this folder")
-    join.add_argument("--plan", default="", metavar="PLAN", help="of the island here, e.g. fsdp=2: each has its own")
-    join.add_argument("--address", default="", metavar="HOST:PORT", help="at which others reach this machine")
-    join.add_argument("--name", help="the run's name; its folder is runs/NAME")
-    join.add_argument("--json", action="store_true", help="print events as JSON lines instead of progress")
-    join.add_argument("--tensorboard", action="store_true", help="write TensorBoard files into the run's folder too")
+    federation_options.add(verbs, Parser)
     doctor = verbs.add_parser("doctor", description="What this machine has, as JSON.")
     doctor.add_argument(
         "--self-test",
@@ -157,50 +146,3 @@ def _parser() -> Parser:
         help="prove on this machine's own devices that every way of splitting computes the same",
     )
     return parser
-
-
-def _federation(verbs: Any) -> None:
-    parser = verbs.add_parser("federation", description="Machines that train one model together, by invitation.")
-    acts = parser.add_subparsers(dest="act", metavar="ACT", required=True, parser_class=Parser)
-    start = acts.add_parser(
-        "start",
-        help="found a federation, or go on with one, and keep its desk until Ctrl-C",
-        description="The desk is where invited machines get their certificates and members find each other. Training "
-        "goes from member to member: when the desk is away, those who have met train on.",
-    )
-    start.add_argument("recipe", type=Path)
-    start.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the job, for all members")
-    start.add_argument("--plan", required=True, metavar="PLAN", help="e.g. '|diloco,every=50,compression=int8'")
-    start.add_argument("--members", type=int, default=2, metavar="N", help="with so many training begins (2)")
-    start.add_argument("--listen", default="0.0.0.0:7700", metavar="HOST:PORT")
-    start.add_argument(
-        "--at",
-        action="append",
-        default=[],
-        metavar="HOST[:PORT]",
-        help="where members reach the desk; may be given again",
-    )
-    start.add_argument("--name", help="default: the recipe's")
-    invite = acts.add_parser("invite", help="write an invitation for one named member, once and for some time")
-    invite.add_argument("member", metavar="NAME")
-    invite.add_argument("--hours", type=float, default=24.0)
-    invite.add_argument("--at", action="append", default=[], metavar="HOST:PORT", help="where members reach the desk")
-    invite.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.invite")
-    status = acts.add_parser("status", help="who is there, who is slow, and why")
-    status.add_argument("--json", action="store_true")
-    members = acts.add_parser("members", help="who is a member, by name and certificate")
-    revoke = acts.add_parser("revoke", help="a member, or an invitation, is none any more")
-    revoke.add_argument("member", metavar="NAME")
-    reform = acts.add_parser(
-        "reform",
-        help="a majority is gone for good: go on as one member has it",
-        description="For when so many members are gone for good that the others would wait for a majority for ever. "
-        "The convoy goes on as MEMBER has it, whose island is running, alone at first; all others come anew and take "
-        "its state. What they have agreed on without it is lost. The act is written into the federation's log.",
-    )
-    reform.add_argument("member", metavar="MEMBER")
-    for act in (invite, status, members, revoke, reform):
-        act.add_argument("--federation", metavar="NAME", help="default: the only one that was founded here")
-    acts.add_parser("leave", help="this machine's members will not come back").add_argument(
-        "federation", metavar="NAME"
-    )

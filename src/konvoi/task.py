@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from konvoi.fleet.simulated import Simulated
 from konvoi.job.job import Prepared
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.island import Island
@@ -39,6 +40,16 @@ class Membership:
 
 
 @dataclass(frozen=True)
+class Population:
+    """Clients that are simulated."""
+
+    plan: Convoy
+    fleet: Simulated
+    indices: tuple[Any, ...]  # of each client's samples, as arrays
+    held_out: tuple[Any, ...] = ()  # of those that it keeps for evaluation
+
+
+@dataclass(frozen=True)
 class Task:
     """A prepared job under a plan, and how the run is kept."""
 
@@ -51,12 +62,13 @@ class Task:
     profile: bool = False
     derived: tuple[str, ...] = ()  # what the plan decided, for a person
     membership: Membership | None = None
+    population: Population | None = None
     restore_from: tuple[int, Path] | None = None  # another run's checkpoint that is gone on from, and its step
 
     def describe_plan(self) -> dict[str, Any]:
         """The fields of the plan that differ from their defaults."""
-        convoy = {"convoy": self.membership.plan.describe()} if self.membership is not None else {}
-        return self.plan.describe() | convoy
+        of = self.membership or self.population
+        return self.plan.describe() | ({"convoy": of.plan.describe()} if of is not None else {})
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,19 @@ class Data(Protocol):
 
 
 @runtime_checkable
+class Division(Protocol):
+    """Who has which samples of a data set."""
+
+    def of(self, source: Source) -> Sequence[Any]:
+        """Each client's indices, as arrays. Raises: DataError."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's record."""
+        ...
+
+
+@runtime_checkable
 class ModelRecipe(Protocol):
     """A ready-made model: a frozen value that fits itself to the data and builds the module when called."""
 
@@ -91,6 +104,15 @@ class Objective(Protocol):
     """
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], /) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class Ignores(Protocol):
+    """An objective that can leave out samples of a batch, as if they were not in it."""
+
+    def without(self, batch: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """The batch, in which those samples count nothing where `rows` is true."""
+        ...
 
 
 takes_vocabulary_shards: ContextVar[bool] = ContextVar("takes_vocabulary_shards", default=False)

@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from konvoi.errors import FleetError
-from konvoi.fleet.desk import Desk, Unreached, ask
+from konvoi.fleet.desk import Desk
+from konvoi.fleet.wire.dial import Inspected, Unreached, ask
 from konvoi.security.identity import Authority, Identity, name_of
 from konvoi.security.identity import ask as make_key
 from konvoi.security.roster import DESK, Roster
@@ -118,7 +119,7 @@ def test_a_certificate_of_another_authority_is_refused(desk, tmp_path):
     other.issue("a").save(tmp_path / "other")
     with pytest.raises(Unreached):
         ask(at(desk), "/meet", {}, pem(desk), tmp_path / "other")
-    with pytest.raises(Unreached, match="does not answer"):
+    with pytest.raises(Inspected, match="another certificate answers"):
         ask(at(desk), "/enrol", {}, other.certificate.decode())
 
 

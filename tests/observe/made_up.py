@@ -9,10 +9,12 @@ from konvoi.observe.events import (
     Agreed,
     Averaged,
     CheckpointSaved,
+    ClientsEvaluated,
     Evaluated,
     Event,
     Ready,
     Restarted,
+    RoundDone,
     RunEnded,
     RunStarted,
     Sampled,
@@ -35,6 +37,8 @@ JOB = {
     "unit": "tokens",
     "data_description": {"files": 1432, "bytes": 26_400_000, "held_out": "every 20th file"},
 }
+
+SPREAD = {"min": 0.1, "p10": 0.2, "median": 0.5, "p90": 0.8, "max": math.inf, "std": 0.25}
 
 
 def step_done(step: int, time: float = 0.0, **changed: float | bool) -> StepDone:
@@ -154,6 +158,9 @@ def one_of_each() -> list[Event]:
         Sampled(time=BEGAN + 2, step=0, prompt="def ", text="q<\x00>\n"),
         step_done(1, BEGAN + 3),
         Evaluated(time=BEGAN + 4, step=1, split="valid", values={"loss": 5.5, "accuracy": 0.1}, seconds=0.5, best=True),
+        ClientsEvaluated(
+            time=BEGAN + 4, step=1, split="clients", clients=7, spread={"loss": SPREAD, "accuracy": SPREAD}
+        ),
         CheckpointSaved(time=BEGAN + 5, step=1, path="checkpoints/1", size_bytes=10**6, blocked_s=0.01, seconds=0.2),
         Warned(time=BEGAN + 6, message="worker 1 is slow [red]", worker=1),
         WorkerDied(time=BEGAN + 7, worker=1, host="alpha", reason="signal SIGKILL", step=1),
@@ -161,5 +168,6 @@ def one_of_each() -> list[Event]:
         Averaged(time=BEGAN + 8, peer="island-1", count=2, sent_bytes=10**6),
         StateFetched(time=BEGAN + 8, round=3, size_bytes=10**6, seconds=0.5),
         Agreed(time=BEGAN + 8, round=4, counted={"ada": 32, "bob": 28}, sent_bytes=10**5),
+        RoundDone(time=BEGAN + 8, round=5, asked=10, counted=8, refused=1, clock=12.0),
         RunEnded(time=BEGAN + 9, reason="finished", step=1, seconds=9.0, message="all [bold]done"),
     ]

@@ -14,6 +14,7 @@ import pytest
 from konvoi.cli import main
 from konvoi.errors import FleetError, PlanError, StateError
 from konvoi.verbs import federation, member
+from konvoi.verbs.standing import as_table
 
 RECIPE = """
 import konvoi as kv
@@ -260,7 +261,7 @@ def test_a_table_says_who_is_slow_and_why():
         "revoked": ["hal"],
         "refused": {"only members may ask this": 2},
     }  # fmt: skip
-    lines = federation.as_table(told, 102.0).splitlines()
+    lines = as_table(told, 102.0).splitlines()
     what = {line.split()[0]: line for line in lines[1:]}
     assert what["ada"].endswith("waits for others")
     assert what["bob"].endswith("trains")

@@ -7,8 +7,6 @@ met train on, and only nobody new can come.
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import http.server
 import json
 import socket
@@ -17,16 +15,27 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from konvoi.errors import FleetError, KonvoiError
+from konvoi.fleet.wire.dial import OK
 from konvoi.security.identity import Authority, fingerprint, name_of
 from konvoi.security.roster import DESK, NAME, Roster
 
 LARGEST = 1 << 16  # bytes of a request, or an answer to a member
 TIMEOUT_S = 10.0
 AWAY_S = 15.0  # without a word
-MOST = 128  # connections at a time
+MOST = 512  # connections at a time
+
+
+class Frames(Protocol):
+    """Who answers a site's frames."""
+
+    def largest(self) -> int:
+        """Bytes of a frame."""
+
+    def answer(self, member: str, frame: bytes) -> bytes:
+        """Raises: KonvoiError, which the member is told."""
 
 
 class Desk:
@@ -47,7 +56,9 @@ class Desk:
         address: tuple[str, int] = ("0.0.0.0", 0),
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.time,
+        frames: Frames | None = None,
     ) -> None:
+        self.frames = frames
         self.folder, self.roster, self.terms, self.num_first = folder, roster, terms, num_first
         self.needed, self.say, self.clock = needed, say, clock
         self.authority = Authority.load(folder / "authority")
@@ -95,6 +106,23 @@ class Desk:
             except KonvoiError as error:
                 self.refused[error.message] = self.refused.get(error.message, 0) + 1
                 raise
+
+    def answer_frame(self, frame: Callable[[int], bytes], certificate: bytes | None) -> bytes:
+        """`frame` reads it, of so many bytes at most, once it is known who sends it.
+
+        Raises: KonvoiError for whoever may not, and with what is wrong.
+        """
+        try:
+            if self.frames is None:
+                raise FleetError("this federation has no runs over data that stay where they are")
+            with self._lock:
+                self.roster.refresh()
+                name = self._member(certificate)
+            return self.frames.answer(name, frame(self.frames.largest()))
+        except KonvoiError as error:
+            with self._lock:
+                self.refused[error.message] = self.refused.get(error.message, 0) + 1
+            raise
 
     def _enrol(self, body: Mapping[str, Any]) -> dict[str, Any]:
         name, token, request = (_text(body, key) for key in ("name", "token", "request"))
@@ -186,6 +214,7 @@ class _Server(http.server.ThreadingHTTPServer):
             return
         try:
             request.settimeout(TIMEOUT_S)
+            request.getpeername()  # else wrap_socket raises for whoever has hung up, and leaves its own socket open
             super().process_request_thread(self.context.wrap_socket(request, server_side=True), client_address)
         except (OSError, ssl.SSLError, ValueError):
             self.shutdown_request(request)
@@ -201,26 +230,35 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"
 
     def do_POST(self) -> None:
+        shown = self.connection.getpeercert(binary_form=True)
         try:
-            size = int(self.headers.get("Content-Length", "-1"))
-            if not 0 <= size <= LARGEST:
-                raise FleetError("a request has a length, and is not larger", expected=f"at most {LARGEST} bytes")
-            body = json.loads(self.rfile.read(size))
+            if self.path == "/frame":
+                self._say(OK, self.server.desk.answer_frame(self._body, shown))
+                return
+            body = json.loads(self._body(LARGEST))
             if not isinstance(body, dict):
                 raise FleetError("a request is an object")
-            found = self.server.desk.answer(
-                self.path, body, self.connection.getpeercert(binary_form=True), self.client_address[0]
-            )
-            self._say(200, found)
+            self._tell(OK, self.server.desk.answer(self.path, body, shown, self.client_address[0]))
         except KonvoiError as error:
-            self._say(403, {"message": error.message, "found": str(error.found or ""), "hint": error.hint or ""})
+            self._tell(403, {"message": error.message, "found": str(error.found or ""), "hint": error.hint or ""})
         except (ValueError, RecursionError):
-            self._say(400, {"message": "a request that makes no sense"})
+            self._tell(400, {"message": "a request that makes no sense"})
 
-    def _say(self, status: int, body: Mapping[str, Any]) -> None:
-        data = json.dumps(body).encode()
+    def _body(self, largest: int) -> bytes:
+        size = int(self.headers.get("Content-Length", "-1"))
+        if not 0 <= size <= largest:
+            raise FleetError("a request has a length, and is not larger", expected=f"at most {largest} bytes")
+        data = self.rfile.read(size)
+        if len(data) < size:
+            raise ValueError("a request that was cut off")
+        return data
+
+    def _tell(self, status: int, body: Mapping[str, Any]) -> None:
+        self._say(status, json.dumps(body).encode(), "application/json")
+
+    def _say(self, status: int, data: bytes, kind: str = "application/octet-stream") -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -247,47 +285,3 @@ def _text(body: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or len(value) > 20_000:
         raise FleetError("a request lacks something", found=key)
     return value
-
-
-class Unreached(FleetError):
-    """No desk answers just now."""
-
-
-def ask(
-    desks: tuple[str, ...], path: str, body: Mapping[str, Any], authority: str, identity: Path | None = None
-) -> dict[str, Any]:
-    """A question to the first desk that answers; `identity` is a member's folder.
-
-    Raises: Unreached; FleetError with the desk's own reason.
-    """
-    reasons = []
-    for desk in desks:
-        host, _, port = desk.rpartition(":")
-        try:
-            context = ssl.create_default_context(cadata=authority)
-            if identity is not None:
-                context.load_cert_chain(identity / "certificate.pem", identity / "key.pem")
-            return _ask_one(host.strip("[]"), int(port), context, path, body)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reasons.append(f"{desk}: {error}")
-    raise Unreached("the federation's desk does not answer", found="; ".join(reasons))
-
-
-def _ask_one(host: str, port: int, context: ssl.SSLContext, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)) as connection:
-        connection.sock = context.wrap_socket(
-            socket.create_connection((host, port), TIMEOUT_S), server_hostname=DESK
-        )  # it has the desk's certificate, whatever its address
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        told = answer.read(LARGEST * 16)
-        found = json.loads(told)
-        if not isinstance(found, dict):
-            raise ValueError("an answer that makes no sense")
-        if answer.status != 200:
-            raise FleetError(
-                str(found.get("message", f"status {answer.status}")),
-                found=found.get("found") or None,
-                hint=str(found.get("hint", "")),
-            )
-        return found

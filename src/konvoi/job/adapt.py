@@ -8,11 +8,11 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from konvoi.errors import JobError, did_you_mean
+from konvoi.job.adaptable import check_not_shared, is_matrix, is_read, is_transposed, matches
 from konvoi.values import DataSpec, ModelRecipe, base_name, is_adapter
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class LoRA:
     - `targets`: patterns (fnmatch) of the matrices' names; default: all in numbered blocks, or all there are.
     - `dropout`: of what A reads.
     - `modules_to_save`: patterns of modules that are trained and saved whole, such as a new head ("classifier").
+    - `freeze_a`: A stays as it was drawn, and B is trained: in a federation the mean is then exact, as mean(B) A is
+      mean(B A); of both, the mean is approximate (FFA-LoRA, arXiv 2403.12313, section 3.2).
 
     Raises: JobError.
 
@@ -47,6 +49,7 @@ class LoRA:
     targets: tuple[str, ...] = ()
     dropout: float = 0.0
     modules_to_save: tuple[str, ...] = ()
+    freeze_a: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
@@ -65,7 +68,7 @@ class LoRA:
     def saves(self, name: str) -> bool:
         """Whether a tensor of the model belongs to what is exported as an adapter."""
         above = (name[: found.start()] for found in re.finditer(r"\.", name))
-        return is_adapter(name) or any(_matches(one, pattern) for one in above for pattern in self.modules_to_save)
+        return is_adapter(name) or any(matches(one, pattern) for one in above for pattern in self.modules_to_save)
 
     def on(self, model: Any) -> Any:
         """The model's recipe with the adapters: a callable, that fits itself to the data where `model` does. What the
@@ -82,13 +85,13 @@ class LoRA:
         saved = {name for pattern in self.modules_to_save for name in self._matching(module, pattern)}
         inside = tuple(f"{name}." for name in saved)
         names = [name for name in self._choose(module) if not f"{name}.".startswith(inside)]
-        _check_not_shared(module, (*names, *saved))
+        check_not_shared(module, (*names, *saved))
         config = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules="|".join(re.escape(".".join(filter(None, ("model", name)))) for name in names),
-            fan_in_fan_out=any(_is_transposed(module.get_submodule(name)) for name in names),
+            fan_in_fan_out=any(is_transposed(module.get_submodule(name)) for name in names),
         )
         # Around the model, a module without transformers' configuration, for whose types PEFT rewrites the targets.
         holder = nn.Module()
@@ -97,6 +100,9 @@ class LoRA:
         module = holder.get_submodule("model")
         for name in saved:
             module.get_submodule(name).requires_grad_(True)
+        for name, parameter in module.named_parameters() if self.freeze_a else ():
+            if "lora_A." in name:
+                parameter.requires_grad_(False)
         for part in module.modules():
             if isinstance(part, nn.TransformerEncoderLayer):
                 part.register_forward_pre_hook(_nothing)  # with a hook it has no short cut that leaves its parts out
@@ -107,19 +113,19 @@ class LoRA:
         return module
 
     def _choose(self, module: nn.Module) -> list[str]:
-        matrices = [name for name, part in module.named_modules() if _is_matrix(part) and not _is_read(module, name)]
+        matrices = [name for name, part in module.named_modules() if is_matrix(part) and not is_read(module, name)]
         if not matrices:
             raise JobError("lora finds no matrix in this model", found=type(module).__name__, expected="nn.Linear")
         if not self.targets:
             return [name for name in matrices if re.search(r"\.\d+\.", f".{name}")] or matrices
         for pattern in self.targets:
             self._matching(module, pattern, matrices)
-        return [name for name in matrices if any(_matches(name, pattern) for pattern in self.targets)]
+        return [name for name in matrices if any(matches(name, pattern) for pattern in self.targets)]
 
     @staticmethod
     def _matching(module: nn.Module, pattern: str, names: list[str] | None = None) -> list[str]:
         names = [name for name, _ in module.named_modules()] if names is None else names
-        if found := [name for name in names if _matches(name, pattern)]:
+        if found := [name for name in names if matches(name, pattern)]:
             return found
         leaves = {name.rpartition(".")[2] for name in names}
         raise JobError(
@@ -169,7 +175,8 @@ class AdaptedRecipe(Adapted):
 
     def derived(self) -> tuple[str, ...]:
         chosen = ", ".join(self.lora.targets) or "all matrices of the blocks"
-        return (*self.base.derived(), f"lora = rank {self.lora.rank}, alpha {self.lora.alpha:g}, on {chosen}")
+        frozen = ", A as it is drawn" * self.lora.freeze_a
+        return (*self.base.derived(), f"lora = rank {self.lora.rank}, alpha {self.lora.alpha:g}, on {chosen}{frozen}")
 
 
 class _InitModule:
@@ -209,7 +216,7 @@ def write_adapter(
 ) -> dict[str, Tensor]:
     """Write `adapter_config.json` as `peft.PeftModel.from_pretrained` reads it, and return the tensors that belong
     beside it. `modules`: names in the base model, and `rename` theirs elsewhere."""
-    saved = [name for name in modules if any(_matches(name, pattern) for pattern in lora.modules_to_save)]
+    saved = [name for name in modules if any(matches(name, pattern) for pattern in lora.modules_to_save)]
     inner = tuple(f"{name}." for name in saved)
     state, layers = {}, set()
     for name, tensor in trained.items():
@@ -258,38 +265,8 @@ def _copied(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _is_matrix(module: nn.Module) -> bool:
-    from torch import nn
-
-    return isinstance(module, nn.Linear) or _is_transposed(module)
-
-
-def _is_read(root: nn.Module, name: str) -> bool:
-    """Whether the module around a matrix reads its weight and never calls it, so that an adapter would not be heard."""
-    parent = type(root.get_submodule(name.rpartition(".")[0])).__name__ if name else ""
-    return name.endswith("out_proj") and (parent == "MultiheadAttention" or "Mamba" in parent)
-
-
-def _check_not_shared(module: nn.Module, names: Collection[str]) -> None:
-    """Raises: JobError for a module whose weight another uses, too: it could neither be merged nor saved alone."""
-    owners: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    for found in owners.values():
-        if len(found) > 1 and any(one.startswith(f"{name}." if name else "") for one in found for name in names):
-            raise JobError("lora: this weight is used in two places", found=" and ".join(found), hint="leave it out")
-
-
 def _nothing(*_: Any) -> None:
     """A hook."""
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # of transformers: (in, out)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(f".{name}", f"*.{pattern}")
 
 
 def _peft() -> Any:

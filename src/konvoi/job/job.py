@@ -186,14 +186,16 @@ class Prepared:
         return {**named, "data": dict(self.splits.description), "steps": self.num_steps, "unit": self.unit, **plain}
 
 
-def prepare(job: Job) -> Prepared:
-    """Read the data and derive what is open. Raises: DataError, JobError."""
+def prepare(job: Job, *, held_out: bool = False) -> Prepared:
+    """Read the data and derive what is open. `held_out`: there are samples to evaluate on beside the data's own.
+
+    Raises: DataError, JobError."""
     splits = data_sets.of(job.data).prepare()
     spec = splits.spec
     model = job.adapt.on(job.model) if job.adapt else job.model
     model = model.fit(spec) if isinstance(model, ModelRecipe) else model
     num_samples = len(splits.train) if isinstance(splits.train, Source) else None
-    _check_against_data(job, splits, num_samples)
+    _check_against_data(job, splits, num_samples, held_out)
     num_steps = _num_steps(job, spec, num_samples)
     derived = (
         *(model.derived() if isinstance(model, ModelRecipe) else ()),
@@ -205,7 +207,7 @@ def prepare(job: Job) -> Prepared:
     )
 
 
-def _check_against_data(job: Job, splits: Splits, num_samples: int | None) -> None:
+def _check_against_data(job: Job, splits: Splits, num_samples: int | None, held_out: bool) -> None:
     """Raises: JobError, DataError."""
     if num_samples is not None and num_samples < job.global_batch:
         raise DataError(
@@ -213,11 +215,11 @@ def _check_against_data(job: Job, splits: Splits, num_samples: int | None) -> No
             found=f"{num_samples} samples, global_batch={job.global_batch}",
             hint=f"global_batch={num_samples} or less",
         )
-    if splits.valid is None and job.validate_every:
+    if splits.valid is None and job.validate_every and not held_out:
         raise JobError(
             "there is no held-out data to evaluate on",
             found=f"validate_every={job.validate_every}",
-            hint="holdout=0.1 on the data, or a pair (train, held-out)",
+            hint="holdout=0.1 on the data, or a pair (train, held-out); or kv.fleet.simulated(..., holdout=0.1)",
         )
     if job.sample_prompt is not None and splits.spec.tokenizer is None:
         raise JobError(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from konvoi.errors import JobError
-from konvoi.values import takes_vocabulary_shards
+from konvoi.values import Measures, Objective, takes_vocabulary_shards
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+IGNORED = -100  # torch's and transformers' label of what does not count
 
 __all__ = ["classification", "masked_token", "next_token", "regression", "sequence_to_sequence"]
 
@@ -31,6 +33,13 @@ class NextToken:
         mask = batch.get("attention_mask")
         inputs = {} if mask is None else {"attention_mask": mask[:, :-1]}
         return _token_loss(model, inputs, self.targets(batch), self.ignore_index, batch["input_ids"][:, :-1])
+
+    def without(self, batch: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """The batch, of which the samples where `rows` is true do not count."""
+        labels = batch.get("labels", batch["input_ids"])
+        if "labels" not in batch and "attention_mask" in batch:
+            labels = labels.masked_fill(batch["attention_mask"] == 0, self.ignore_index)
+        return {**batch, "labels": labels.masked_fill(rows[..., None], self.ignore_index)}
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(batch, seq): what each position is to predict."""
@@ -94,7 +103,8 @@ class SequenceToSequence:
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross entropy of `model(inputs)` (batch, classes) against `labels` (batch,); the weight is the samples."""
+    """Cross entropy of `model(inputs)` (batch, classes) against `labels` (batch,); the weight is the samples. Those
+    whose label is -100 do not count."""
 
     _: KW_ONLY
     label_smoothing: float = 0.0
@@ -108,7 +118,11 @@ class Classification:
 
         logits, labels = _logits(model(batch["inputs"])), batch["labels"]
         loss_sum = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
-        return loss_sum, loss_sum.new_tensor(len(labels))
+        return loss_sum, (labels != IGNORED).sum().to(loss_sum.dtype)
+
+    def without(self, batch: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """The batch, of which the samples where `rows` is true do not count."""
+        return {**batch, "labels": batch["labels"].masked_fill(rows, IGNORED)}
 
     def measure(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The number of samples whose best class is the right one."""
@@ -147,6 +161,17 @@ masked_token = MaskedToken
 sequence_to_sequence = SequenceToSequence
 classification = Classification
 regression = Regression
+
+
+def measured(objective: Objective) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
+    """What is added up over held-out batches: loss and weight, and what else the objective measures."""
+
+    def measure(module: nn.Module, batch: Any) -> dict[str, Tensor]:
+        loss_sum, weight = objective(module, batch)
+        extra = objective.measure(module, batch) if isinstance(objective, Measures) else {}
+        return {"loss": loss_sum, "weight": weight, **extra}
+
+    return measure
 
 
 def _token_loss(

@@ -50,7 +50,9 @@ class Lab:
         self.num_hosts, self.link, self.cpu = num_hosts, link or Link(), cpu
         self.faults, self.seed, self.say = tuple(faults), seed, say
         self.hosts: list[Host] = []
-        self.traffic: dict[str, list[int]] = {}  # bytes sent and packets dropped by each host, when it has ended
+        self.traffic: dict[
+            str, list[int]
+        ] = {}  # of each host, when it has ended: bytes sent, packets dropped, attempts to reach it
         self._closing = contextlib.ExitStack()
         self._is_over, self._lock = threading.Event(), threading.Lock()
         self._begun: threading.Thread | None = None

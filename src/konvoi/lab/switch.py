@@ -2,7 +2,8 @@
 
 A process of its own: `python -m konvoi.lab.switch CONFIG`, with the hosts' TUN devices as open files. It obeys
 lines on its standard input: `cut 1`, `heal 1` (a host is alone, and no more), `deaf 0 1`, `hear 0 1` (host 0 does not
-get what host 1 sends), `rtt 300`, `loss 0.02`. When that is closed it ends, and tells the bytes that each has sent.
+get what host 1 sends), `close 1`, `open 1` (nobody can open a connection to it, and whoever tries is counted),
+`rtt 300`, `loss 0.02`. When its input is closed it ends, and tells the bytes that each has sent.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Switch:
         self.sent, self.dropped = [0] * count, [0] * count
         self.cut: set[int] = set()
         self.deaf: set[tuple[int, int]] = set()
+        self.closed: set[int] = set()
+        self.attempts = [0] * count  # to open a connection to a host that is closed
         self.waiting: list[tuple[float, int, int, bytes]] = []  # when, a number, to whom, the packet
         self.number = 0
 
@@ -47,6 +50,9 @@ class Switch:
         if not 0 <= target < len(self.files) or self._is_lost(source):
             return
         if source in self.cut or target in self.cut or (target, source) in self.deaf:
+            return
+        if target in self.closed and _opens(packet):
+            self.attempts[target] += 1
             return
         start = max(now, self.up_free[source])
         if start - now > self.queue_s:
@@ -92,6 +98,10 @@ class Switch:
                 self.deaf.add((int(host), int(other)))
             case ["hear", host, other]:
                 self.deaf.discard((int(host), int(other)))
+            case ["close", host]:
+                self.closed.add(int(host))
+            case ["open", host]:
+                self.closed.discard(int(host))
             case ["rtt", milliseconds]:
                 self.delay = float(milliseconds) / 2000
             case ["loss", share]:
@@ -129,11 +139,17 @@ class Switch:
                     self.take(key.data, packet, time.monotonic())
 
 
+def _opens(packet: bytes) -> bool:
+    """Whether it is the first of a TCP connection: SYN without ACK."""
+    begin = (packet[0] & 15) * 4
+    return packet[9] == 6 and len(packet) > begin + 13 and packet[begin + 13] & 0x12 == 0x02
+
+
 def main() -> None:
     config = json.loads(sys.argv[1])
     switch = Switch(config["files"], config["link"], config["seed"])
     switch.run(0)
-    sys.stdout.write(json.dumps({"sent": switch.sent, "dropped": switch.dropped}) + "\n")
+    sys.stdout.write(json.dumps({"sent": switch.sent, "dropped": switch.dropped, "attempts": switch.attempts}) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from konvoi.observe.events import (
     Agreed,
     CheckpointSaved,
+    ClientsEvaluated,
     Evaluated,
     Event,
     Ready,
@@ -33,6 +34,7 @@ class Account:
     ended: RunEnded | None  # None while it runs, and where it was killed
     steps: Sequence[StepDone]
     evaluations: Sequence[Evaluated]
+    spreads: Sequence[ClientsEvaluated]
     samples: Sequence[Sampled]
     agreements: Sequence[Agreed]
     incidents: Sequence[Event]
@@ -77,7 +79,8 @@ def account(events: Sequence[Event]) -> Account:
         started=starts[-1] if starts else None,
         ended=events[-1] if events and isinstance(events[-1], RunEnded) else None,
         steps=kept,
-        evaluations=evaluations(events),
+        evaluations=evaluations(events, Evaluated),
+        spreads=evaluations(events, ClientsEvaluated),
         samples=[event for event in events if isinstance(event, Sampled)],
         agreements=[event for event in events if isinstance(event, Agreed)],
         incidents=_incidents(events),

@@ -38,6 +38,7 @@ class Ready(Event):
 
     num_parameters: int
     seconds: float  # from the launch to here
+    note: str = ""  # how it will be done, where that was found out here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,20 @@ class StepDone(Event):
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
     step: int
-    split: str  # "valid"
+    split: str  # "valid", or "clients" where they evaluate on their own
     values: Mapping[str, float]  # "loss", "bits_per_byte", "accuracy"
     seconds: float
     best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientsEvaluated(Event):
+    """How unlike the figures are that clients find, each on samples of its own; their mean is an `Evaluated`."""
+
+    step: int
+    split: str  # "clients"
+    clients: int  # who had samples to evaluate on
+    spread: Mapping[str, Mapping[str, float]]  # of "loss", "accuracy": min, p10, median, p90, max, std over clients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +123,17 @@ class Averaged(Event):
     peer: str
     count: int  # of such exchanges
     sent_bytes: int  # by this island, since its process began
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundDone(Event):
+    """A round of a federation that is simulated."""
+
+    round: int
+    asked: int  # clients
+    counted: int  # whose updates went in; 0: the round came to nothing
+    refused: int  # updates that were not finite
+    clock: float  # seconds that it took, or its end where nobody waits, of the simulated clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +190,8 @@ def _typed(annotation: str, value: Any) -> Any:
         return float(value)
     if annotation == "Mapping[str, float]":
         return {key: float(item) for key, item in value.items()}
+    if annotation == "Mapping[str, Mapping[str, float]]":
+        return {key: _typed("Mapping[str, float]", item) for key, item in value.items()}
     return tuple(value) if annotation.startswith("tuple") else value
 
 

@@ -41,6 +41,7 @@ def page(folder: Path) -> str:
         lambda: sections.time_spent(run),
         lambda: sections.samples(run),
         lambda: sections.incidents(run),
+        lambda: sections.clients(run),
         lambda: sections.evaluations(run),
         lambda: sections.setting(job, plan, run),
     ]

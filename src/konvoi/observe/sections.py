@@ -176,8 +176,28 @@ def evaluations(run: Account) -> Section | None:
         best = " ★" if evaluated.best else ""
         took = format_seconds(evaluated.seconds)
         rows.append(f"<tr><td>{evaluated.step:,}{best}</td><td>{text(evaluated.split)}</td>{cells}<td>{took}</td></tr>")
+    return Section("Evaluations", _folded(f"{len(rows)} evaluations", head, rows))
+
+
+def clients(run: Account) -> Section | None:
+    """How unlike they are."""
+    if not run.spreads:
+        return None
+    named = ("step", "split", "figure", *next(iter(run.spreads[-1].spread.values()), {}), "clients")
+    rows = []
+    for found in run.spreads:
+        for name, values in found.spread.items():
+            cells = "".join(f"<td>{value:.4f}</td>" for value in values.values())
+            where = f"<td>{found.step:,}</td><td>{text(found.split)}</td><td>{text(name.replace('_', ' '))}</td>"
+            rows.append(f"<tr>{where}{cells}<td>{found.clients:,}</td></tr>")
+    head = "".join(f"<th>{text(name)}</th>" for name in named)
+    note = '<p class="note">each client\'s figure over its own held-out samples; all clients count alike</p>'
+    return Section("Clients", _folded("how unlike they are", head, rows) + note)
+
+
+def _folded(summary: str, head: str, rows: list[str]) -> str:
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    return Section("Evaluations", f"<details><summary>{len(rows)} evaluations</summary>{table}</details>")
+    return f"<details><summary>{summary}</summary>{table}</details>"
 
 
 def setting(job: Mapping[str, Any], plan: Mapping[str, Any], run: Account) -> Section | None:

@@ -7,10 +7,12 @@ from typing import Any
 
 from konvoi.observe.events import (
     CheckpointSaved,
+    ClientsEvaluated,
     Evaluated,
     Event,
     Ready,
     Restarted,
+    RoundDone,
     RunEnded,
     RunStarted,
     Sampled,
@@ -22,7 +24,7 @@ from konvoi.units import format_bytes, format_count, format_seconds
 
 
 def sentence(event: Event) -> str:
-    """Empty for what is shown as progress: steps, and what islands agree on.
+    """Empty for what is shown as progress: steps, what islands agree on, and rounds in which nothing is amiss.
 
     >>> sentence(WorkerDied(worker=1, host="alpha", reason="signal SIGKILL", step=812))
     'worker 1 on alpha died at step 812: signal SIGKILL'
@@ -32,10 +34,14 @@ def sentence(event: Event) -> str:
             start = f"resumed from step {event.resumed_from:,}" if event.resumed_from else "started"
             return start + (f", attempt {event.attempt}" if event.attempt else "")
         case Ready():
-            return f"ready after {format_seconds(event.seconds)}: {format_count(event.num_parameters)} parameters"
+            text = f"ready after {format_seconds(event.seconds)}: {format_count(event.num_parameters)} parameters"
+            return f"{text}; {event.note}" if event.note else text
         case Evaluated():
             best = " (best)" if event.best else ""
             return f"step {event.step:,}: {event.split} {figures(event.values)}{best}"
+        case ClientsEvaluated():
+            told = "; ".join(f"{name.replace('_', ' ')} {figures(values)}" for name, values in event.spread.items())
+            return f"step {event.step:,}: over {event.clients:,} {event.split}: {told}"
         case CheckpointSaved():
             took = f"in {format_seconds(event.seconds)}, training stood still for {format_seconds(event.blocked_s)}"
             return f"step {event.step:,}: checkpoint saved, {format_bytes(event.size_bytes)} {took}"
@@ -50,6 +56,9 @@ def sentence(event: Event) -> str:
         case StateFetched():
             size, took = format_bytes(event.size_bytes), format_seconds(event.seconds)
             return f"the agreed state of round {event.round:,} is here: {size} in {took}"
+        case RoundDone() if event.refused or not event.counted:
+            refused = f", {event.refused} refused as not finite" if event.refused else ""
+            return f"round {event.round:,}: of {event.asked:,} clients {event.counted:,} counted{refused}"
         case Sampled():
             return f"step {event.step:,}: {event.prompt}{event.text}"
         case RunEnded():

@@ -1,7 +1,9 @@
 """HOW the work is split: plans are frozen values, checked whole before a worker starts."""
 
 from konvoi.plan.convoy import Convoy, Plan
+from konvoi.plan.federated import fedadagrad, fedadam, fedavg, fedbuff, fedprox, fedyogi, scaffold
 from konvoi.plan.island import Island
+from konvoi.plan.local import Local
 from konvoi.plan.presets import (
     adaptive,
     async_sgd,
@@ -18,15 +20,23 @@ from konvoi.plan.presets import (
 __all__ = [
     "Convoy",
     "Island",
+    "Local",
     "Plan",
     "adaptive",
     "async_sgd",
     "decoupled_momentum",
     "diloco",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedbuff",
+    "fedprox",
+    "fedyogi",
     "gossip",
     "local_sgd",
     "parameter_server",
     "parse",
+    "scaffold",
     "stale_synchronous",
     "streaming_diloco",
 ]

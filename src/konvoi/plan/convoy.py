@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from konvoi.errors import PlanError, did_you_mean
+from konvoi.errors import PlanError
 from konvoi.plan.compress import none
 from konvoi.plan.compress.codec import Codec
 from konvoi.plan.compress.ladder import Ladder
 from konvoi.plan.island import Island
+from konvoi.plan.local import Local
+from konvoi.plan.possible import check
 from konvoi.plan.sync.messages import Decision
 from konvoi.plan.sync.state import Rules
 
-PACES = ("steps", "time")
-UPDATES = ("moves", "gradients")
-PARTNERS = ("all", "pairs")
 KEPT_WHERE_QUICK = 16  # decisions, with their encoded sums
-HELPER = re.compile(r"(?!island-)[A-Za-z0-9][A-Za-z0-9_-]{0,31}")  # a folder's name, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +51,10 @@ class Convoy:
       takes all there are.
     - `damping`: an update counts (1 + staleness)^-damping of what it is, where staleness is the number of decisions
       that were taken since its member's last one (arXiv 1903.03934, polynomial).
+    - `rounds`, `cohort`, `local`: of a federation, whose members have data of their own: how many agreements there are,
+      how many members train for each (0: all), and what each does for it, in place of `every` steps.
+    - `outer`: the rule of the outer step: "sgd", or "adam", "yogi", "adagrad" with `outer_momentum` as their first
+      beta, `outer_beta2` and `outer_eps` (arXiv 2003.00295, algorithm 2).
     - `max_staleness`: islands as stale as this are waited for, for `patience_s` and while they are within reach; 0
       waits for none (Ho et al., NeurIPS 2013).
 
@@ -81,62 +82,16 @@ class Convoy:
     at_once: int = 0
     damping: float = 0.0
     max_staleness: int = 0
+    rounds: int = 0
+    cohort: int = 0
+    local: Local | None = None
+    outer: str = "sgd"
+    outer_beta2: float = 0.99
+    outer_eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("fragments", 1), ("ahead", 0), ("at_once", 0), ("max_staleness", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise PlanError(f"{name} is a number of at least {least}", found=repr(value))
-        if self.updates not in UPDATES:
-            raise PlanError(
-                "an update is a move or a gradient", found=self.updates, hint=did_you_mean(self.updates, UPDATES)
-            )
-        if self.pace not in PACES:
-            raise PlanError("rounds go by steps or by time", found=self.pace, hint=did_you_mean(self.pace, PACES))
-        if self.pace == "time" and (self.servers or self.deciders or self.is_quick):
-            raise PlanError("rounds by time are of islands that agree all with all", found=", ".join(self.describe()))
-        ranges = (("feedback", 1), ("max_comm_fraction", 1), ("outer_momentum", 0.9999), ("quorum", 1), ("damping", 8))
-        for name, high in ranges:
-            if not 0 <= getattr(self, name) <= high:
-                raise PlanError(f"{name} lies between 0 and {high}", found=repr(getattr(self, name)))
-        for name in ("outer_lr", "patience_s"):
-            if not getattr(self, name) > 0:
-                raise PlanError(f"{name} is above 0", found=repr(getattr(self, name)))
-        if not self.deadline_s >= 0:
-            raise PlanError("deadline_s is at least 0", found=repr(self.deadline_s))
-        if self.partners not in PARTNERS:
-            hint = did_you_mean(self.partners, PARTNERS)
-            raise PlanError("islands agree all with all, or in pairs", found=self.partners, hint=hint)
-        allowed = {"every", "ahead", "compression", "partners"}
-        if self.partners == "pairs" and (others := sorted(self.describe().keys() - allowed)):
-            raise PlanError("pairs take the mean of their weights, and nothing else", found=", ".join(others))
-        if self.servers and self.witness:
-            raise PlanError("a witness is for islands that decide by themselves", found=f"servers={self.servers}")
-        if self.deciders and (self.helpers or self.partners == "pairs" or len({*self.deciders}) < len(self.deciders)):
-            found = ", ".join(self.describe())
-            raise PlanError("deciders are islands of a convoy that decides by itself", found=found)
-        if len({*self.helpers}) < len(self.helpers) or not all(map(HELPER.fullmatch, self.helpers)):
-            found = "+".join(self.helpers)
-            raise PlanError("who helps has a name of its own", found=found, expected="letters, digits, - and _")
-        if self.max_staleness >= Rules.kept:
-            raise PlanError("max_staleness is too large", found=self.max_staleness, expected=f"below {Rules.kept}")
-        if self.at_once and self.fragments > 1:
-            found = f"at_once={self.at_once}, fragments={self.fragments}"
-            raise PlanError("an update that is taken by itself is whole", found=found)
-        if self.updates == "gradients" and (self.outer_lr, self.outer_momentum) != (1.0, 0.0):
-            raise PlanError(
-                "gradients are stepped with by the job's optimizer",
-                found=f"outer_lr={self.outer_lr}, outer_momentum={self.outer_momentum}",
-                hint='updates="moves", or leave the outer step at 1 and 0',
-            )
-        if self.updates == "gradients" and self.fragments > 1:
-            raise PlanError("gradients agree whole", found=f"fragments={self.fragments}", hint='updates="moves"')
-        if self.every % self.fragments:
-            raise PlanError(
-                "fragments agree in turn, at equal distances",
-                found=f"fragments={self.fragments} in {self.every} steps",
-                hint=f"every={-(-self.every // self.fragments) * self.fragments}",
-            )
+        """Raises: PlanError."""
+        check(self)
 
     def __ror__(self, island: Island) -> Plan:
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ from konvoi.errors import PlanError, did_you_mean
 from konvoi.plan.compress import four_bit, frequencies, int8, ladder, largest_of, low_bit, none, power_sgd, top_k
 from konvoi.plan.compress.codec import Codec
 from konvoi.plan.convoy import Convoy, Plan
+from konvoi.plan.federated import fedadagrad, fedadam, fedavg, fedbuff, fedprox, fedyogi, scaffold
 from konvoi.plan.island import Island
 from konvoi.plan.island import parse as parse_island
+from konvoi.plan.local import Local
 
 
 def parameter_server(*, every: int = 1, servers: tuple[str, ...] = ("server",), **other: Any) -> Convoy:
@@ -129,9 +132,16 @@ PRESETS: dict[str, Callable[..., Convoy]] = {
     "convoy": Convoy,
     "decoupled_momentum": decoupled_momentum,
     "diloco": diloco,
+    "fedadagrad": fedadagrad,
+    "fedadam": fedadam,
+    "fedavg": fedavg,
+    "fedbuff": fedbuff,
+    "fedprox": fedprox,
+    "fedyogi": fedyogi,
     "gossip": gossip,
     "local_sgd": local_sgd,
     "parameter_server": parameter_server,
+    "scaffold": scaffold,
     "stale_synchronous": stale_synchronous,
     "streaming_diloco": streaming_diloco,
 }
@@ -162,13 +172,18 @@ def parse(text: str) -> Island | Plan:
     if name not in PRESETS:
         raise PlanError("unknown kind of convoy", found=repr(name), hint=did_you_mean(name, PRESETS))
     values: dict[str, Any] = {}
-    kinds = {f.name: f.type for f in dataclasses.fields(Convoy)}
+    kinds = {f.name: f.type for kind in (Convoy, Local) for f in dataclasses.fields(kind)} | {"buffer": "int"}
     for item in items:
         field_, _, value = item.partition("=")
         if field_ not in kinds:
             raise PlanError("unknown field of a convoy", found=field_, hint=did_you_mean(field_, kinds))
         values[field_] = _read(field_, value, str(kinds[field_]))
-    return island | PRESETS[name](**values)
+    try:
+        return island | PRESETS[name](**values)
+    except TypeError:
+        known = [*inspect.signature(PRESETS[name]).parameters]
+        wrong = next((field_ for field_ in values if field_ not in known), "")
+        raise PlanError(f"{name} has no such field", found=wrong, expected=", ".join(known)) from None
 
 
 def _read(name: str, value: str, kind: str) -> Any:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from konvoi.errors import StateError
@@ -111,6 +112,10 @@ class Authority:
         )
         return made.public_bytes(serialization.Encoding.PEM)
 
+    def vouch(self, data: bytes) -> str:
+        """A signature of the authority's own, hex."""
+        return _key(self.key).sign(data, ec.ECDSA(hashes.SHA256())).hex()
+
     def issue(self, name: str) -> Identity:
         """Key and certificate at once, for islands of this very machine."""
         key, request = ask(name)
@@ -130,10 +135,62 @@ def name_of(certificate: bytes) -> str:
     return str(found[0].value)
 
 
+def issuer_of(certificate: bytes) -> str:
+    """Who has signed a certificate, by name; all that is said of them, where they have none."""
+    issuer = x509.load_pem_x509_certificate(certificate).issuer
+    found = issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else issuer.rfc4514_string()
+
+
+def valid_between(certificate: bytes) -> tuple[datetime.datetime, datetime.datetime]:
+    found = x509.load_pem_x509_certificate(certificate)
+    return found.not_valid_before_utc, found.not_valid_after_utc
+
+
 def fingerprint(certificate: bytes) -> str:
     """What people compare by eye or by telephone."""
     digest = x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256())
     return ":".join(f"{byte:02x}" for byte in digest[:16])
+
+
+def make_signer(path: Path) -> None:
+    """A key to sign packs with, in a file that nobody else may read; it stays where it is made."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = ed25519.Ed25519PrivateKey.generate()
+    kinds = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    _write(path, key.private_bytes(serialization.Encoding.PEM, *kinds))
+
+
+def sign(path: Path, data: bytes) -> tuple[str, str]:
+    """(public key, signature), both hex. Raises: StateError where there is no such key."""
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        if not isinstance(key, ed25519.Ed25519PrivateKey):
+            raise ValueError("another kind of key")
+    except (OSError, ValueError) as error:
+        raise StateError("there is no key to sign with", found=f"{path}: {error}") from None
+    public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return public.hex(), key.sign(data).hex()
+
+
+def is_signed(public: str, signature: str, data: bytes) -> bool:
+    """Whether the owner of a public key has signed this."""
+    try:
+        ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signature), data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def is_vouched(authority: bytes, signature: str, data: bytes) -> bool:
+    """Whether the authority with this certificate has signed this."""
+    key = x509.load_pem_x509_certificate(authority).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    try:
+        key.verify(bytes.fromhex(signature), data, ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey | object) -> x509.CertificateBuilder:

@@ -43,6 +43,7 @@ class Roster:
     reforms: list[str] = field(default_factory=list)  # as who had it the convoy went on without a majority
 
     read: int = 0  # bytes of the log
+    entries: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
@@ -67,6 +68,7 @@ class Roster:
         for line in whole.splitlines():
             try:
                 self._take(json.loads(line))
+                self.entries += 1
             except (ValueError, KeyError, TypeError) as error:
                 raise StateError("the roster cannot be read", found=f"{self.path}: {error}") from None
         self.read += len(whole)

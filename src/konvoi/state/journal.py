@@ -52,6 +52,28 @@ def write(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
+def append(path: Path, line: bytes) -> None:
+    """A line's end is added. On disk when this returns."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, line + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lines(path: Path) -> list[bytes]:
+    """Those that are whole. One that was being written when its process was killed is taken out of the file."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return whole.splitlines()
+
+
 def sync(path: Path) -> None:
     """A file, or the names in a folder, are on disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY)

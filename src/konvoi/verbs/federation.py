@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ class Terms:
     desks: tuple[str, ...]
     listen: str
     hash: str
+
+    @property
+    def is_of_sites(self) -> bool:
+        """Whether its members have data of their own, and runs come in packs."""
+        return not self.recipe
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -80,11 +86,8 @@ def found(
     at: Sequence[str] = (),
 ) -> Path:
     """Found a federation, or go on with the one of that name; returns its folder. Raises: FleetError, StateError."""
-    from konvoi.security.identity import Authority
-
     name = name or recipe.stem.replace("_", "-").lower()
-    if not NAME.fullmatch(name):
-        raise FleetError("a federation's name is like a host's", found=repr(name), expected="letters, digits, - and .")
+    _check_name(name)
     if num_first < 2:
         raise FleetError("training begins with two members or more", found=num_first)
     if len(deciders := deciders_of(plan)) > num_first:
@@ -101,13 +104,43 @@ def found(
         if desks and desks != known.desks:
             Terms(**{**asdict(known), "desks": desks, "listen": listen}).write(folder)
         return folder
+    id = _found(folder, name)
+    hash = terms_of(recipe, overrides, plan, id)
+    Terms(name, id, recipe.name, tuple(overrides), plan, num_first, desks, listen, hash).write(folder)
+    return folder
+
+
+def found_for_sites(name: str, *, listen: str = f"0.0.0.0:{PORT}", at: Sequence[str] = ()) -> Path:
+    """Found a federation whose members keep their data, or go on with the one of that name: a roster, and a history of
+    runs; what they are of comes in packs. Returns its folder. Raises: FleetError, StateError."""
+    _check_name(name)
+    _host_and_port(listen)
+    desks, folder = _with_port(at, listen), ROOT / name
+    if (folder / "terms.json").exists():
+        known = Terms.read(folder)
+        if not known.is_of_sites:
+            raise FleetError("this federation is of machines that train one recipe", found=name, hint="--name another")
+        Terms(**{**asdict(known), "desks": desks or known.desks, "listen": listen}).write(folder)
+        return folder
+    id = _found(folder, name)
+    Terms(name, id, "", (), "", 0, desks, listen, hashlib.sha256(f"sites {id}".encode()).hexdigest()).write(folder)
+    return folder
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise FleetError("a federation's name is like a host's", found=repr(name), expected="letters, digits, - and .")
+
+
+def _found(folder: Path, name: str) -> str:
+    """The authority of a new federation, and its desk's certificate; returns its id."""
+    from konvoi.security.identity import Authority
+
     id = secrets.token_hex(8)
     authority = Authority.make(f"{name} {id}")
     authority.save(folder / "authority")
     authority.issue(DESK).save(folder / DESK)
-    hash = terms_of(recipe, overrides, plan, id)
-    Terms(name, id, recipe.name, tuple(overrides), plan, num_first, desks, listen, hash).write(folder)
-    return folder
+    return id
 
 
 def deciders_of(plan: str) -> tuple[str, ...]:
@@ -116,21 +149,30 @@ def deciders_of(plan: str) -> tuple[str, ...]:
 
 
 def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> None:
-    """Keep the desk until the event, SIGINT or SIGTERM; `status.json` beside it is written as things change."""
+    """Keep the desk, and the runs of sites, until the event, SIGINT or SIGTERM; `status.json` beside it is written as
+    things change."""
     from konvoi.fleet.desk import Desk
 
     terms, roster = Terms.read(folder), Roster.open(folder / "roster.jsonl")
     address = _host_and_port(terms.listen)
-    begins: dict[str, Any] = {"num_first": terms.num_first, "needed": deciders_of(terms.plan)}
-    with Desk(folder, roster, terms=terms.hash, address=address, say=say, **begins) as desk:
+    with contextlib.ExitStack() as stack:
+        hall = None
+        begins: dict[str, Any] = {"num_first": terms.num_first, "needed": deciders_of(terms.plan)}
+        if terms.is_of_sites:
+            from konvoi.sites.hall import Hall  # loads torch
+
+            hall = stack.enter_context(Hall(folder, roster, say=say))
+            begins = {"num_first": 1 << 30, "frames": hall}  # sites do not begin together
+        desk = stack.enter_context(Desk(folder, roster, terms=terms.hash, address=address, say=say, **begins))
         say(f"the desk of {terms.federation} listens at {address[0]}:{desk.port}")
         if not roster.members and not roster.invited:
             say(f"invite members with: konvoi federation invite NAME --federation {terms.federation}")
         with stop_signals() as got:  # an exception at any line might be lost in somebody's clean-up
             while not got and not until.wait(LOOK_S):
                 roster.refresh()
+                told = {"at": time.time(), **desk.status(), **({"hall": hall.status()} if hall else {})}
                 new = folder / "status.json.new"
-                new.write_text(json.dumps({"at": time.time(), **desk.status()}, indent=1))
+                new.write_text(json.dumps(told, indent=1))
                 new.replace(folder / "status.json")
     if got and got[0] == signal.SIGINT:
         raise KeyboardInterrupt("members train on; the same command opens the desk again")
@@ -197,44 +239,6 @@ def status(folder: Path) -> dict[str, Any]:
     except OSError:
         raise StateError("this desk has never run", hint=f"konvoi federation start {terms.recipe}") from None
     return {"federation": terms.federation, **told}
-
-
-def as_table(told: Mapping[str, Any], now: float) -> str:
-    """Of `status`, for a person: who is slow, and why."""
-    rows = [("member", "seen", "round", "step", "samples/s", "waits", "reaches", "what")]
-    for name, one in told["members"].items():
-        one = {**one, **({"seen_s": one["seen_s"] + now - told["at"]} if "seen_s" in one else {})}
-        seen = f"{one['seen_s']:.0f} s" if "seen_s" in one else "never"
-        waits = f"{100 * one['waits']:.0f} %" if "waits" in one else ""
-        figures = (one.get(key, "") for key in ("round", "step", "samples_per_s"))
-        rows.append((name, seen, *map(str, figures), waits, ", ".join(one.get("reaches", ())), _what(one)))
-    empty = ("",) * 6
-    rows += [(name, *empty, f"invited, {one['expires_in_h']} h left") for name, one in told["invited"].items()]
-    rows += [(name, *empty, "revoked") for name in told["revoked"]]
-    head = f"{told['federation']}: " + (
-        f"training began with {', '.join(told['begun'])}"
-        if told["begun"]
-        else f"waiting for {told['num_first']} members to begin"
-    )
-    rows += [("", *empty, f"reformed: went on as {name} had it") for name in told.get("reforms", ())]
-    refused = [f"refused {count} times: {why}" for why, count in told["refused"].items()]
-    return "\n".join([head, *columns(rows), *refused])
-
-
-def _what(one: Mapping[str, Any]) -> str:
-    if one.get("left"):
-        return "has left"
-    if "seen_s" not in one:
-        return "has its certificate, and was not here since the desk began"
-    if one["seen_s"] > 15:
-        return "silent"
-    if one.get("done"):
-        return "done"
-    if "stands" not in one:
-        return "waits for the beginning"
-    if not one["stands"]:
-        return "fetches the agreed state"
-    return "waits for others" if one.get("waits", 0) > 0.5 else "trains"
 
 
 def find(name: str | None) -> Path:

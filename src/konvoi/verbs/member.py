@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from konvoi.errors import FleetError, PlanError, StateError
-from konvoi.fleet import desk
 from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.local import Local, local
+from konvoi.fleet.wire import dial
 from konvoi.job.job import Job, prepare
 from konvoi.plan.convoy import Plan
 from konvoi.plan.sync.messages import Decision
@@ -27,7 +27,7 @@ ROOT = Path("memberships")
 LOOK_S = 1.0
 
 
-def enlist(invitation: Invitation, recipe: Path, say: Callable[[str], None]) -> Path:
+def enlist(invitation: Invitation, recipe: Path | None, say: Callable[[str], None]) -> Path:
     """Make a key here, which stays here, and have it signed; returns the federation's folder on this machine. Where
     that was done before, nothing is asked.
 
@@ -36,7 +36,8 @@ def enlist(invitation: Invitation, recipe: Path, say: Callable[[str], None]) -> 
     from konvoi.security.identity import Identity, ask, fingerprint
 
     folder = ROOT / invitation.federation
-    _check_recipe(invitation, recipe)
+    if recipe is not None:  # else it is a federation of sites: recipes come in packs
+        _check_recipe(invitation, recipe)
     if (folder / invitation.name / "certificate.pem").exists():
         known = Invitation.read((folder / invitation.name / "invitation.json").read_text())
         if known.federation_id != invitation.federation_id:
@@ -52,7 +53,7 @@ def enlist(invitation: Invitation, recipe: Path, say: Callable[[str], None]) -> 
         "request": request.decode(),
         "terms": invitation.terms,
     }
-    told = desk.ask(invitation.desks, "/enrol", body, invitation.authority)
+    told = dial.ask(invitation.desks, "/enrol", body, invitation.authority)
     certificate = str(told["certificate"]).encode()
     (folder / invitation.name).mkdir(parents=True, exist_ok=True, mode=0o700)
     kept = dataclasses.replace(invitation, token="")  # it was used
@@ -99,8 +100,8 @@ def wait_for_the_beginning(
     while not should_stop():
         try:
             body = {"terms": invitation.terms, "address": "", "facts": {}}
-            told = desk.ask(invitation.desks, "/meet", body, invitation.authority, identity)
-        except desk.Unreached as error:
+            told = dial.ask(invitation.desks, "/meet", body, invitation.authority, identity)
+        except dial.Unreached as error:
             line = f"{error.message}; trying again ({error.found})"
         else:
             if told["begun"]:
@@ -178,7 +179,7 @@ def leave(federation: str) -> None:
         raise StateError("this machine is no member of that federation", found=federation, expected=known)
     for path in found:
         one = Invitation.read(path.read_text())
-        desk.ask(one.desks, "/leave", {}, one.authority, path.parent)
+        dial.ask(one.desks, "/leave", {}, one.authority, path.parent)
 
 
 def status(federation: str) -> dict[str, object]:
@@ -187,5 +188,5 @@ def status(federation: str) -> dict[str, object]:
     if not found:
         raise StateError("this machine is no member of that federation", found=federation)
     one = Invitation.read(found[0].read_text())
-    told = desk.ask(one.desks, "/status", {}, one.authority, found[0].parent)["status"]
+    told = dial.ask(one.desks, "/status", {}, one.authority, found[0].parent)["status"]
     return {"federation": federation, "at": time.time(), **told}

@@ -8,16 +8,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from konvoi.errors import JobError
+from konvoi.errors import JobError, PlanError
 from konvoi.fleet import torchrun
 from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.local import Local, local
 from konvoi.fleet.local import run as run_local
+from konvoi.fleet.simulated import Simulated
 from konvoi.job.job import Job, prepare
 from konvoi.plan.convoy import Convoy, Plan
+from konvoi.plan.federated import fedavg
 from konvoi.plan.island import Island
 from konvoi.state import record
 from konvoi.task import Outcome, Task
+from konvoi.verbs.clients import train_clients
 from konvoi.verbs.islands import train_islands
 from konvoi.verbs.run import Run
 from konvoi.verbs.running import Keeping, MakeSink, Recording, checked, how_soon, stop_signals
@@ -28,13 +31,14 @@ if TYPE_CHECKING:
 PRELOAD = ("konvoi.loop",)  # loaded once, in the agent, so that no worker does
 
 READING = "konvoi.state.shards"  # whoever goes on from a checkpoint needs it before the first step
+OF_CLIENTS = ("konvoi.simulate_clients", READING)
 OF_ISLANDS = (*PRELOAD, READING, "konvoi.team")  # who comes back has them at once, and no step waits for them
 
 
 def train(
     job: Job,
     plan: Island | Convoy | Plan | None = None,
-    fleet: Local | None = None,
+    fleet: Local | Simulated | None = None,
     *,
     name: str | None = None,
     folder: str | Path = "runs",
@@ -66,6 +70,14 @@ def train(
     keeping = Keeping(name, Path(folder), resume, checkpoint_every, keep, profile, sinks)
     if isinstance(plan, Convoy):
         plan = Island() | plan
+    if isinstance(fleet, Simulated):
+        with contextlib.ExitStack() as stack:
+            mine = agent or stack.enter_context(AgentHandle(OF_CLIENTS))
+            clients = plan if isinstance(plan, Plan) else Island() | fedavg()
+            return Run(train_clients(job, clients, fleet, keeping, mine).folder)
+    if isinstance(plan, Plan) and plan.convoy.local is not None:
+        hint = "fleet=kv.fleet.simulated(kv.data.dirichlet(clients=20, alpha=0.3))"
+        raise PlanError("a federation's members have data of their own", found="a fleet without clients", hint=hint)
     if isinstance(plan, Plan):
         return Run(train_islands(job, plan, fleet or local(1), keeping, OF_ISLANDS, agent).folder)
     if torchrun.is_here():

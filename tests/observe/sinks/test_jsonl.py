@@ -67,14 +67,14 @@ def test_a_step_done_again_needs_no_announcement():
 
 def test_every_step_of_a_resumed_and_restarted_run_is_there_once():
     assert [step.step for step in steps(realistic_run(300))] == list(range(1, 301))
-    assert [evaluated.step for evaluated in evaluations(realistic_run(300))] == [0, 100, 200, 300]
+    assert [evaluated.step for evaluated in evaluations(realistic_run(300), Evaluated)] == [0, 100, 200, 300]
 
 
 def test_evaluations_of_a_path_left_behind_are_left_out():
     evaluated = [Evaluated(step=n, split="valid", values={"loss": 1.0}, seconds=1.0, time=0.0) for n in (0, 10, 20)]
     restart = Restarted(attempt=1, max_restarts=3, from_step=10)
-    assert evaluations([*evaluated, restart]) == evaluated[:2]
-    assert evaluations([*evaluated, restart, evaluated[2]]) == evaluated
+    assert evaluations([*evaluated, restart], Evaluated) == evaluated[:2]
+    assert evaluations([*evaluated, restart, evaluated[2]], Evaluated) == evaluated
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")

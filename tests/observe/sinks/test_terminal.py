@@ -33,6 +33,7 @@ def _live(events, **options):
 
 
 def test_plain_lines_tell_the_whole_run():
+    spread = "min 0.1000 · p10 0.2000 · median 0.5000 · p90 0.8000 · max inf · std 0.2500"
     assert _plain(one_of_each()).splitlines()[3:] == [
         "fleet    local: 2 workers on cpu",
         "steps    1,500",
@@ -44,10 +45,12 @@ def test_plain_lines_tell_the_whole_run():
         "",
         "step 1/1,500  loss 2.0000  81.9 k tokens/s  data 0.5%  others 5.0%  lr 1.00e-03",
         "step 1: valid loss 5.5000 · accuracy 0.1000 (best)",
+        f"step 1: over 7 clients: loss {spread}; accuracy {spread}",
         "warning: worker 1: worker 1 is slow [red]",
         "error: worker 1 on alpha died at step 1: signal SIGKILL",
         "restarted from step 1, restart 1 of 3",
         "the agreed state of round 3 is here: 1.0 MB in 500 ms",
+        "round 5: of 10 clients 8 counted, 1 refused as not finite",
         "finished at step 1 after 9.0 s: all [bold]done",
     ]
 

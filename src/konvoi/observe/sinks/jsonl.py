@@ -7,9 +7,21 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from konvoi.errors import DiskFull
-from konvoi.observe.events import Evaluated, Event, Restarted, RunStarted, StepDone, from_json, to_json
+from konvoi.observe.events import (
+    ClientsEvaluated,
+    Evaluated,
+    Event,
+    Restarted,
+    RunStarted,
+    StepDone,
+    from_json,
+    to_json,
+)
+
+E = TypeVar("E", Evaluated, ClientsEvaluated)
 
 
 class Jsonl:
@@ -74,14 +86,14 @@ def steps(events: Iterable[Event]) -> list[StepDone]:
     return kept
 
 
-def evaluations(events: Iterable[Event]) -> list[Evaluated]:
+def evaluations(events: Iterable[Event], kind: type[E]) -> list[E]:
     """As `steps`, for evaluations: at most one a step and split, in the order of their steps."""
-    kept: dict[tuple[int, str], Evaluated] = {}
+    kept: dict[tuple[int, str], E] = {}
     for event in events:
         done = _steps_that_stand(event)
         if done is not None:
             kept = {key: value for key, value in kept.items() if key[0] <= done}
-        if isinstance(event, Evaluated):
+        if isinstance(event, kind):
             kept[event.step, event.split] = event
     return sorted(kept.values(), key=lambda evaluated: evaluated.step)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from konvoi.errors import MissingExtra
-from konvoi.observe.events import Evaluated, Event, RunStarted, Sampled, StepDone
+from konvoi.observe.events import ClientsEvaluated, Evaluated, Event, RunStarted, Sampled, StepDone
 
 
 class TensorBoard:
@@ -37,6 +37,9 @@ class TensorBoard:
                 self._scalars(event, event.step, _figures(event, self._unit))
             case Evaluated():
                 self._scalars(event, event.step, {f"{event.split}/{name}": v for name, v in event.values.items()})
+            case ClientsEvaluated():
+                found = [(f"{event.split}/{name}", values) for name, values in event.spread.items()]
+                self._scalars(event, event.step, {f"{n} {key}": v for n, values in found for key, v in values.items()})
             case Sampled():
                 self._text(event, event.step, "sample", _as_code(event.prompt + event.text))
             case _:

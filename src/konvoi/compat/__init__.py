@@ -1,0 +1,1 @@
+"""Programs written for others, on Konvoi."""

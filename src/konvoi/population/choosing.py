@@ -1,0 +1,139 @@
+"""Which clients are trained together, and which one by one: whichever is faster here, found by a step of each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from konvoi.errors import KonvoiError
+from konvoi.job.data.positions import Ints
+from konvoi.population.work import Way, Work
+
+SIZES = (32, 8)  # clients at once; few, as each is a computation to be traced
+TRIES = 3
+
+Sizes = tuple[int, ...]  # samples of each of a client's steps
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a step: of a client alone, and of stacks by their sizes. What is impossible costs without end."""
+
+    alone: float
+    stacks: Mapping[int, float] = field(default_factory=dict)
+
+    def of(self, num_steps: Sequence[int], size: int) -> float:
+        """Of a piece, whose clients have these numbers of steps, descending; size 1 is alone.
+
+        >>> Costs(alone=1.0, stacks={8: 4.0, 2: 2.0}).of([5, 5, 1, 1, 1, 1, 1, 1], 8)  # 1 step of 8, 4 of 2
+        12.0
+        """
+        if size == 1:
+            return self.alone * sum(num_steps)
+        total, last = 0.0, 0
+        for here, smaller in zip(sizes := self.ladder(size), (*sizes[1:], 0), strict=True):
+            until = num_steps[smaller] if smaller else num_steps[0]
+            total, last = total + (until - last) * self.stacks[here], until
+        return total
+
+    def ladder(self, size: int) -> list[int]:
+        """The sizes that a stack goes through while its clients come to their ends."""
+        return sorted((one for one in self.stacks if one <= size), reverse=True)
+
+    def divide(self, num_steps: Sequence[int]) -> list[tuple[int, int, float]]:
+        """Pieces (start, stop, cost) of clients with these numbers of steps, descending, that cost least together.
+
+        >>> Costs(alone=1.0, stacks={4: 2.0}).divide([9, 2, 2, 2, 2])
+        [(0, 1, 9.0), (1, 5, 4.0)]
+        """
+        best = [(0.0, 0)] + [(math.inf, 0)] * len(num_steps)  # cost of the first so many, and where their last begins
+        for start in range(len(num_steps)):
+            for size in (1, *self.stacks):
+                if start + size <= len(num_steps):
+                    cost = best[start][0] + self.of(num_steps[start : start + size], size)
+                    if cost < best[start + size][0]:
+                        best[start + size] = (cost, start)
+        pieces, stop = [], len(num_steps)
+        while stop:
+            cost, start = best[stop]
+            pieces.append((start, stop, cost - best[start][0]))
+            stop = start
+        return pieces[::-1]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Both ways, and what they cost."""
+
+    one_by_one: Way
+    together: Way | None
+    costs: Costs
+
+    def way(self, count: int) -> Way:
+        return self.together if self.together is not None and count > 1 else self.one_by_one
+
+    def pieces(
+        self, clients: Sequence[int], sizes: Mapping[int, Sizes] | Sequence[Sizes], num_workers: int, can_fill_up: bool
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Clients that are trained at once, and by which worker; so that all workers end together. `can_fill_up`:
+        their steps may have unequal numbers of samples."""
+        alike: dict[Any, list[int]] = {}
+        for client in sorted(clients, key=lambda client: -len(sizes[client])):
+            alike.setdefault(None if can_fill_up else sizes[client], []).append(client)
+        pieces = [
+            (cost, same[start:stop])
+            for same in alike.values()
+            for start, stop, cost in self.costs.divide([len(sizes[client]) for client in same])
+        ]
+        busy = [0.0] * num_workers
+        for cost, piece in sorted(pieces, key=lambda one: -one[0]):
+            worker = busy.index(min(busy))
+            busy[worker] += cost
+            yield worker, piece
+
+    def why(self) -> str:
+        """For a person."""
+        costs = self.costs
+        if not costs.stacks:
+            return "clients are trained one by one"
+        size = min(costs.stacks, key=lambda size: costs.stacks[size] / size)
+        times = costs.alone * size / costs.stacks[size]
+        return f"{size} clients are trained together" + (f" {times:.1f} times as fast as one by one" * (times < 1e9))
+
+
+def measure(
+    one_by_one: Way, together: Callable[[], Way], parameters: Sequence[Tensor], batch: Ints, sizes: Sequence[int]
+) -> tuple[Trainer, str]:
+    """`together()` makes that way, or says why not; `batch`: of one step of a client. Returns a word for a person,
+    too."""
+    alone = _seconds(one_by_one, parameters, batch, 1)
+    stacks: dict[int, float] = {}
+    try:
+        way = together()
+        for size in sizes:
+            stacks[size] = _seconds(way, parameters, batch, size)
+    except Exception as error:  # of the user's model: whatever vmap runs into
+        told = error.message if isinstance(error, KonvoiError) else str(error).strip().partition("\n")[0]
+        reason = told or type(error).__name__
+        return Trainer(one_by_one, None, Costs(alone)), f"clients are trained one by one: {reason}"
+    trainer = Trainer(one_by_one, way, Costs(alone, stacks))
+    return trainer, trainer.why()
+
+
+def _seconds(way: Way, parameters: Sequence[Tensor], batch: Ints, count: int) -> float:
+    """Of a step, at best of a few; the first traces."""
+    best = math.inf
+    for _ in range(1 + TRIES):
+        weights = [p.detach().expand(count, *p.shape).clone() for p in parameters]
+        begin = time.perf_counter()
+        way.train(Work(1, weights, [[batch]] * count))
+        if parameters[0].device.type != "cpu":
+            torch.accelerator.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return best

@@ -1,0 +1,156 @@
+"""What a site is asked to consent to: one signed file of sources, plan, purpose, versions, and what may leave.
+
+A zip with `manifest.json`, which holds the hash of every source, `signature.json` over the manifest's bytes, and the
+sources. Its hash is the manifest's. Reading one never runs anything in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from konvoi.errors import StateError
+from konvoi.security.identity import is_signed, sign
+from konvoi.security.leaving import Listed
+
+FORMAT = 1
+WEIGHTS = "initial"
+LARGEST = 16 << 20  # bytes of all sources
+MOST = 500  # sources
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of files in the zip: the same pack is the same bytes
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A recipe that can be consented to."""
+
+    name: str
+    purpose: str  # in a person's words
+    recipe: str  # which of the sources
+    plan: Mapping[str, Any]  # the convoy's fields that differ from their defaults
+    overrides: tuple[str, ...]  # of the job's fields
+    requires: Mapping[str, str]  # versions, by distribution
+    leaves: Listed
+    ranges: Mapping[str, tuple[float, float]]  # settings that may change without new consent, and between what
+    spec: Mapping[str, Any]  # what a sample looks like
+    initial: str  # hash of the weights that all begin with, raw float32; of a survey, of what is asked first
+    sources: Mapping[str, bytes] = field(repr=False)
+    kind: str = "recipe"  # or "survey": sites tell what their data are like, and train nothing; or "flower": an app
+
+    def manifest(self) -> bytes:
+        fields = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("leaves", "sources")
+        }
+        files = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.sources.items())}
+        told = {"format": FORMAT, **fields, "leaves": self.leaves.as_json(), "sources": files}
+        return json.dumps(told, indent=1, sort_keys=True).encode()
+
+    @property
+    def hash(self) -> str:
+        """What is approved."""
+        return hashlib.sha256(self.manifest()).hexdigest()
+
+    def write(self, path: Path, key: Path, initial: bytes) -> None:
+        """With the weights that all begin with, signed with the key in that file. Raises: StateError."""
+        assert hashlib.sha256(initial).hexdigest() == self.initial
+        public, signature = sign(key, self.manifest())
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            signed = json.dumps({"key": public, "signature": signature}).encode()
+            for name, data in (("manifest.json", self.manifest()), ("signature.json", signed)):
+                archive.writestr(zipfile.ZipInfo(name, EPOCH), data)
+            for name, data in sorted(self.sources.items()):
+                archive.writestr(zipfile.ZipInfo(f"sources/{name}", EPOCH), data)
+            archive.writestr(zipfile.ZipInfo(WEIGHTS, EPOCH), initial, zipfile.ZIP_STORED)
+        path.write_bytes(buffer.getvalue())
+
+    def unpack(self, folder: Path) -> Path:
+        """Write the sources below a folder; returns the recipe's path."""
+        for name, data in self.sources.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return folder / self.recipe
+
+
+def read(path: Path) -> tuple[Pack, str]:
+    """A pack and the public key that has signed it.
+
+    Raises: StateError for what is none, is damaged or too large, was changed, or is signed by nobody.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist() if entry.filename != WEIGHTS}
+            if len(entries) > MOST + 2 or sum(entry.file_size for entry in entries.values()) > LARGEST:
+                raise ValueError("it is too large")
+            data = {name: archive.read(entry) for name, entry in entries.items()}
+        told, signed = json.loads(data.pop("manifest.json")), json.loads(data.pop("signature.json"))
+        sources = {name.removeprefix("sources/"): content for name, content in data.items()}
+        for name in sources:
+            _check_name(name)
+        pack = Pack(
+            **{
+                **{key: value for key, value in told.items() if key not in ("format", "sources")},
+                "overrides": tuple(told["overrides"]),
+                "ranges": {key: (float(low), float(high)) for key, (low, high) in told["ranges"].items()},
+                "leaves": Listed.from_json(told["leaves"]),
+                "sources": sources,
+            }
+        )
+        manifest, public = pack.manifest(), str(signed["key"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise StateError("this is no pack", found=f"{path}: {error}") from None
+    if told["format"] != FORMAT:
+        raise StateError("this pack is of another version of konvoi", found=f"format {told['format']}", expected=FORMAT)
+    if json.loads(manifest) != told:
+        raise StateError("the sources of this pack are not those that were signed", found=path)
+    if pack.recipe not in sources:
+        raise StateError("this pack has no recipe", found=pack.recipe)
+    if not is_signed(public, str(signed["signature"]), manifest):
+        raise StateError("this pack was changed after it was signed", found=path)
+    return pack, public
+
+
+def initial(path: Path, pack: Pack) -> bytes:
+    """The weights that all begin with. Raises: StateError where they are not those that were signed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            data = archive.read(WEIGHTS)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise StateError("this pack has no weights to begin with", found=f"{path}: {error}") from None
+    if hashlib.sha256(data).hexdigest() != pack.initial:
+        raise StateError("the weights in this pack are not those that were signed", found=path)
+    return data
+
+
+def difference(old: Pack | None, new: Pack) -> list[str]:
+    """What is other than in the one that was approved last, line by line; everything, where there is none."""
+    before = _texts(old) if old is not None else {}
+    after = _texts(new)
+    lines: list[str] = []
+    for name in sorted(before.keys() | after.keys()):
+        a, b = (texts.get(name, "").splitlines() for texts in (before, after))
+        lines += difflib.unified_diff(a, b, f"approved/{name}", f"new/{name}", lineterm="")
+    return lines
+
+
+def _texts(pack: Pack) -> dict[str, str]:
+    told = json.loads(pack.manifest())
+    del told["sources"]
+    return {
+        "manifest.json": json.dumps(told, indent=1, sort_keys=True),
+        **{name: data.decode("utf-8", "backslashreplace") for name, data in pack.sources.items()},
+    }
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or name.endswith("/"):
+        raise ValueError(f"{name!r} is no name of a source")

@@ -1,0 +1,193 @@
+"""The server of a federation of sites: several runs, and who may say what to them. It runs no code of any pack."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from konvoi.errors import KonvoiError, MessageRefused, StateError
+from konvoi.security import pack as packs
+from konvoi.security.identity import Authority
+from konvoi.security.leaving import KIND
+from konvoi.security.roster import Roster
+from konvoi.sites.hosted import Hosted
+from konvoi.sites.protocol import HASH, PROTOCOL, Started, as_json, convoy_of, outside
+from konvoi.state.journal import write
+
+SMALL = 1 << 16  # bytes of a frame that is no update
+HELD_S = 15.0  # an answer waits so long for something new; sites have to be heard more often than `hosted.AWAY_S`
+
+
+class Hall:
+    """Use with `with`; the folder is the federation's. Runs that are submitted meanwhile are found."""
+
+    def __init__(
+        self,
+        folder: Path,
+        roster: Roster,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.monotonic,
+        look_s: float = 0.2,
+    ) -> None:
+        self.folder, self.roster, self.say, self.clock, self.look_s = folder, roster, say, clock, look_s
+        self.authority = Authority.load(folder / "authority")
+        self.runs: dict[str, Hosted] = {}  # by hash
+        self._known: set[Path] = set()
+        self._gone: set[str] = set()
+        self.seen: dict[str, float] = {}  # by member
+        self._vouched = ("", "")
+        self._last: dict[tuple[str, bytes], bytes] = {}  # what each site was told last, of each run
+        self._news = threading.Condition()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="konvoi-hall", daemon=True)
+
+    def __enter__(self) -> Hall:
+        self.look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _tell(self) -> None:
+        """Something may be new."""
+        with self._news:
+            self._news.notify_all()
+
+    # -- what sites say ------------------------------------------------------------------------------------------------
+
+    def largest(self) -> int:
+        return max([SMALL, *(run.pack.leaves.frame("update").size for run in self.runs.values() if not run.is_over)])
+
+    def answer(self, member: str, frame: bytes) -> bytes:
+        """Raises: MessageRefused."""
+        kind = frame[:KIND].rstrip(b"\0")
+        if kind == b"update":
+            self._run(frame[KIND : KIND + HASH].hex()).update(member, frame)
+            self._tell()
+            return b"{}"
+        name, found = PROTOCOL.read(frame)
+        self.seen[member] = self.clock()
+        if name == "get":
+            return self._piece(found["what"].tobytes().hex(), int(found["start"]))
+        run = found["run"].tobytes()
+        if name == "error":
+            self._run(run.hex()).failed(member, int(found["code"]))
+            return b"{}"
+        return self._word(member, run, int(found["doing"]), HELD_S if found["waits"] else 0.0)
+
+    def _word(self, member: str, run: bytes, doing: int, held_s: float) -> bytes:
+        """What a site is told, as soon as it is other than what it was told last."""
+        until = time.monotonic() + held_s
+        while True:
+            told = self._told(member, run, doing)
+            is_new = self._last.get((member, run)) != told
+            left = until - time.monotonic()
+            if is_new or left <= 0 or self._over.is_set():
+                self._last[member, run] = told
+                return told
+            with self._news:
+                self._news.wait(min(left, 1.0))
+
+    def _told(self, member: str, run: bytes, doing: int) -> bytes:
+        if any(run):
+            return as_json(self._run(run.hex()).word(member, doing, self.roster.entries))
+        return json.dumps({"runs": self._runs(), "roster": self._roster()}).encode()
+
+    def _run(self, hash: str) -> Hosted:
+        if hash not in self.runs:
+            raise MessageRefused("there is no such run", found=hash[:12])
+        return self.runs[hash]
+
+    def _piece(self, hash: str, start: int) -> bytes:
+        for run in self.runs.values():
+            if (data := run.piece(hash, start)) is not None:
+                return data
+        raise MessageRefused("this is not here, or not any more", found=hash[:12])
+
+    def _runs(self) -> list[dict[str, Any]]:
+        return [{"hash": hash, **asdict(run.run), "state": run.status} for hash, run in self.runs.items()]
+
+    def _roster(self) -> dict[str, Any]:
+        """Who may be a member now, signed by the federation's authority. Later ones have more entries."""
+        told = json.dumps({"entries": self.roster.entries, "members": dict(sorted(self.roster.members.items()))})
+        if self._vouched[0] != told:
+            self._vouched = told, self.authority.vouch(told.encode())
+        return {"text": told, "signature": self._vouched[1]}
+
+    # -- what happens without them -------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Find runs that were submitted or stopped, members that went, and rounds whose time has come."""
+        for path in sorted((self.folder / "runs").glob("*/run.json")):
+            if path not in self._known:
+                self._known.add(path)
+                try:
+                    self._add(path.parent)
+                except KonvoiError as error:
+                    self.say(f"{path.parent.name} cannot be run: {error}")
+        self.roster.refresh()
+        gone = {*self.roster.revoked, *self.roster.left}
+        for run in self.runs.values():
+            for site in gone - self._gone:
+                run.gone(site)
+            if (run.folder / "stop").exists() and not run.is_over:
+                run.stop("stopped by whoever keeps the server")
+            if not run.is_over:
+                run.look()
+        self._gone = gone
+        self._tell()
+
+    def _add(self, folder: Path) -> None:
+        run = Hosted(folder, lambda: tuple(self.roster.members), self.say, self.clock)
+        self.runs[run.run.hash] = run
+        if not run.is_over:
+            self.say(f"{run.run.id}: round {run.state.round} of {run.plan.rounds}, pack {run.run.pack[:12]}")
+
+    def _watch(self) -> None:
+        while not self._over.wait(self.look_s):
+            try:
+                self.look()
+            except (OSError, KonvoiError) as error:  # a full disk, a roster that is being written
+                self.say(f"{error}")
+
+    def status(self) -> dict[str, Any]:
+        """For people: when each site was heard last, and what it does in each run; and how the runs stand."""
+        now = self.clock()
+        runs = [
+            {
+                "run": run.run.id,
+                "state": run.status,
+                "round": min(run.state.round, run.plan.rounds),
+                "rounds": run.plan.rounds,
+                "sites": {site: run.doing_of(site) for site in sorted(run.doing)},
+            }
+            for run in self.runs.values()
+        ]
+        return {"sites": {site: {"seen_s": round(now - at, 1)} for site, at in sorted(self.seen.items())}, "runs": runs}
+
+
+def submit(
+    federation: Path, id: str, pack: Path, *, settings: dict[str, float], first: int = 2, least: int = 2
+) -> Path:
+    """A run of this pack begins, as soon as `first` sites that have approved it are there; a round takes the updates of
+    at least `least`. Returns its folder. Raises: StateError, PlanError."""
+    found, _ = packs.read(pack)
+    if wrong := outside(settings, found.ranges):
+        raise StateError("the pack does not allow these settings", found="; ".join(wrong))
+    convoy_of(found.plan, settings)
+    folder = federation / "runs"
+    names = {path.name for path in folder.glob("*")}
+    number = next(n for n in range(1, len(names) + 2) if f"{found.name}-{n}" not in names)
+    run = Started(id, f"{found.name}-{number}", found.hash, settings, first, least)
+    (folder / run.id).mkdir(parents=True, mode=0o700)
+    write(folder / run.id / "pack", pack.read_bytes())
+    write(folder / run.id / "run.json", json.dumps(asdict(run), indent=1).encode())  # last: where it is, all is
+    return folder / run.id

@@ -1,0 +1,226 @@
+"""A round at a site: a process that has the recipe and the data, and no network of its own making.
+
+It reads an order a line from standard input and answers with a line; tensors go through files. What the recipe prints,
+and what goes wrong with its traceback, goes to the site's own log and no further.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from konvoi.errors import DataError, KonvoiError, PlanError
+from konvoi.fleet.worker import Place
+from konvoi.held_out import held_out
+from konvoi.island import LiveIsland
+from konvoi.job.data.of import of
+from konvoi.job.data.slot import fill
+from konvoi.job.data.statistics import sums
+from konvoi.job.job import Job, Prepared, prepare
+from konvoi.plan.island import Island
+from konvoi.population import cohorts
+from konvoi.population.keeping import personal
+from konvoi.population.one_by_one import OneByOne
+from konvoi.population.reading import reader
+from konvoi.population.work import Work
+from konvoi.recipe import load_recipe, override, recipe_job
+from konvoi.sites import surveying
+from konvoi.sites.orders import Order, Result, Told
+from konvoi.sites.protocol import DATA, NOT_FINITE, TRAINING, convoy_of
+from konvoi.task import Task
+from konvoi.values import DataSpec, Source
+
+MEMORY = 1 << 30  # bytes that a site's samples may take, else they are read for each round
+
+
+class Trainer:
+    """A job on a site's own data, and all that it needs to be trained for a round."""
+
+    def __init__(self, told: Told) -> None:
+        """Raises: KonvoiError."""
+        path = Path(told.recipe)
+        job = override(recipe_job(load_recipe(path), path), told.overrides)
+        self.prepared, self.parts, self.island = build(job, told.data, spec_of(told.spec), told.device, told.threads)
+        self.job, self.told = self.prepared.job, told
+        source = self.prepared.splits.train
+        if not isinstance(source, Source):
+            raise DataError("a federation's data are samples that can be numbered", found=type(source).__name__)
+        self.indices = np.arange(len(source), dtype=np.int64)
+        self.number = int.from_bytes(hashlib.sha256(told.site.encode()).digest()[:6], "big")
+        device = self.island.device
+        self.at_first = [p.detach().clone() for p in trained_of(self.parts).values()]
+        self.read = reader(source, self.job.seed, self.job.collate, device, MEMORY)
+
+    def round(self, order: Order) -> Result:
+        """Train from the weights that are given, and leave how far they have come."""
+        plan = convoy_of(self.told.plan, order.settings)
+        local = plan.local
+        assert local is not None
+        job = with_settings(self.job, order.settings)
+        trained = trained_of(self.parts)
+        mine = personal([*trained], local.personal)
+        row = torch.from_numpy(np.fromfile(order.weights, "<f4"))
+        agreed, control = row.split(len(row) // 2) if local.controls else (row, None)
+        own = dict(np.load(order.own)) if order.own else {}
+        begin = _begin(self.at_first, mine, agreed, own)
+        result = Result(samples=len(self.indices))
+        if order.evaluate:
+            result = dataclasses.replace(result, **self._evaluate([*trained.values()], begin))
+        weights = [one.to(self.island.device).clone().unsqueeze(0) for one in begin]
+        correction = None
+        if control is not None:
+            correction = control - torch.from_numpy(own["control"]) if "control" in own else control.clone()
+        sizes = local.sizes(len(self.indices), job.global_batch)
+        batches = [cohorts.order(job.seed, self.number, order.round, self.indices, sizes)]
+        one = OneByOne(self.island, self.parts, job, plan.rounds, self.read)
+        stacks = None if correction is None else _stacks([*trained.values()], mine, correction)
+        found = one.train(Work(order.round, weights, batches, local.proximal, stacks))
+        now = [one[0].cpu() for one in weights]
+        move = agreed - _flat([one for one, is_own in zip(now, mine, strict=True) if not is_own])
+        if not (bool(move.isfinite().all()) and bool(found.losses.isfinite().all())):
+            return Result(NOT_FINITE)
+        out, keep = {"move": move.numpy()}, {}
+        if any(mine):
+            keep["personal"] = _flat([one for one, is_own in zip(now, mine, strict=True) if is_own]).numpy()
+        if control is not None:  # option II of arXiv 1910.06378: from how far it came
+            change = (move / found.rates.to(move)) - control
+            before = torch.from_numpy(own["control"]) if "control" in own else torch.zeros_like(control)
+            out["control"], keep["control"] = change.numpy(), (before + change).numpy()
+        for path, arrays in ((order.out, out), (order.keep, keep)):
+            with Path(path).open("wb") as file:
+                np.savez(file, **arrays)
+        total = float(found.weights[0])
+        return dataclasses.replace(result, loss=float(found.losses[0]) / total if total else 0.0)
+
+    @torch.no_grad()
+    def _evaluate(self, trained: list[Tensor], begin: list[Tensor]) -> dict[str, Any]:
+        if self.prepared.splits.valid is None:
+            return {}
+        torch._foreach_copy_(trained, begin)
+        task = Task(self.prepared, self.island.plan, Path(), False, 0, 0)
+        return {
+            "valid_loss": held_out(self.island, self.parts, task)["loss"],
+            "valid_samples": len(self.prepared.splits.valid),
+        }
+
+
+class Surveyor:
+    """What a site's own data are like, in the sums that are asked for."""
+
+    def __init__(self, told: Told) -> None:
+        """Raises: KonvoiError."""
+        path = Path(told.recipe)
+        job = override(recipe_job(load_recipe(path), path), told.overrides)
+        data = of(fill(job.data, told.data, spec_of(told.spec))).prepare()
+        if not isinstance(data.train, Source):
+            raise DataError("a stream has no samples to count", found=type(data.train).__name__)
+        self.source = data.train
+
+    def round(self, order: Order) -> Result:
+        """Leave the fields of the answer."""
+        found: dict[str, Any] = sums(self.source, surveying.asked_of(Path(order.weights).read_bytes()))
+        nothing: dict[str, Any] = {}
+        for path, arrays in ((order.out, found), (order.keep, nothing)):
+            with Path(path).open("wb") as file:
+                np.savez(file, **arrays)
+        return Result()
+
+
+def build(
+    job: Job, data: str | Path | None, spec: DataSpec | None, device: str = "cpu", threads: int = 0
+) -> tuple[Prepared, Any, LiveIsland]:
+    """A job whose slot is filled with what lies there (None: its example), and its model. Raises: KonvoiError."""
+    from konvoi import devices
+
+    if threads:
+        torch.set_num_threads(threads)
+    # A small site's steps are of all it has, where that is less than a batch.
+    one = dataclasses.replace(job, data=fill(job.data, data, spec), steps=1, global_batch=1, validate_every=0)
+    prepared = prepare(one)
+    prepared = dataclasses.replace(prepared, job=dataclasses.replace(prepared.job, global_batch=job.global_batch))
+    island = LiveIsland(Place(0, 1, device_kind=device), Island(), devices.select(device, 0), None)
+    parts = island.split(prepared.job.model, prepared.job.objective, seed=job.seed, freeze=job.freeze)
+    return prepared, parts, island
+
+
+def trained_of(parts: Any) -> dict[str, Tensor]:
+    return {name: p for name, p in parts.named_parameters() if p.requires_grad}
+
+
+def with_settings(job: Job, settings: Mapping[str, float]) -> Job:
+    """Raises: PlanError for a learning rate that this job's optimizer does not have."""
+    if "lr" not in settings:
+        return job
+    if not hasattr(job.optimizer, "lr"):
+        raise PlanError("this optimizer has no learning rate to be set", found=repr(job.optimizer))
+    optimizer: Any = job.optimizer
+    return dataclasses.replace(job, optimizer=dataclasses.replace(optimizer, lr=settings["lr"]))
+
+
+def spec_of(told: Mapping[str, Any]) -> DataSpec:
+    """What a sample looks like, as a pack has it."""
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    return DataSpec(**values)
+
+
+def _begin(trained: list[Tensor], mine: list[bool], agreed: Tensor, own: Mapping[str, Any]) -> list[Tensor]:
+    """What each parameter begins with: agreed, or this site's own, which at first is what the model was built with."""
+    pieces = iter(agreed.split([p.numel() for p, is_own in zip(trained, mine, strict=True) if not is_own]))
+    kept = [p for p, is_own in zip(trained, mine, strict=True) if is_own]
+    held = torch.from_numpy(own["personal"]).split([p.numel() for p in kept]) if "personal" in own else kept
+    personal = iter(held)
+    return [next(personal if is_own else pieces).detach().view_as(p) for p, is_own in zip(trained, mine, strict=True)]
+
+
+def _stacks(trained: list[Tensor], mine: list[bool], row: Tensor) -> list[Tensor]:
+    pieces = iter(row.split([p.numel() for p, is_own in zip(trained, mine, strict=True) if not is_own]))
+    return [
+        torch.zeros_like(p).unsqueeze(0) if is_own else next(pieces).view(1, *p.shape).to(p)
+        for p, is_own in zip(trained, mine, strict=True)
+    ]
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+class Trains(Protocol):
+    """What does a round at a site."""
+
+    def round(self, order: Order) -> Result: ...
+
+
+def serve(make: Callable[[Told], Trains]) -> None:
+    """Orders come on standard input until it ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a recipe prints is for the log
+    trains: Trains | None = None
+    told = Told(**json.loads(sys.stdin.readline()))
+    for line in sys.stdin:
+        try:
+            trains = trains or make(told)
+        except BaseException:  # a recipe may raise anything, and none of it leaves
+            traceback.print_exc()
+            result = Result(DATA)
+        else:
+            try:
+                result = trains.round(Order(**json.loads(line)))
+            except (KonvoiError, Exception):
+                traceback.print_exc()
+                result = Result(TRAINING)
+        answers.write(json.dumps(dataclasses.asdict(result)) + "\n")
+
+
+if __name__ == "__main__":
+    serve(lambda told: (Surveyor if told.kind == "survey" else Trainer)(told))

@@ -1,0 +1,108 @@
+"""train, where the fleet is clients that are simulated."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+
+from konvoi.errors import DataError, JobError, PlanError
+from konvoi.fleet.crew import AgentHandle
+from konvoi.fleet.local import Local
+from konvoi.fleet.local import run as run_local
+from konvoi.fleet.simulated import Simulated
+from konvoi.job.data.partition import keep_back
+from konvoi.job.job import LENGTHS, Job, prepare
+from konvoi.job.optimizers import SGD
+from konvoi.plan.compress import none
+from konvoi.plan.convoy import Plan
+from konvoi.plan.island import Island
+from konvoi.state import record
+from konvoi.task import Population
+from konvoi.values import Source
+from konvoi.verbs.running import Keeping, Recording, checked, how_soon, stop_signals
+
+
+def check(job: Job, plan: Plan, fleet: Simulated | None = None) -> None:
+    """Raises: JobError, PlanError for what a federation cannot do, be its clients simulated or (None) sites."""
+    convoy, local = plan.convoy, plan.convoy.local
+    if local is None:
+        found = ", ".join(convoy.describe())
+        raise PlanError("simulated clients have data of their own", found=found, hint="kv.fedavg(rounds=50)")
+    if plan.island != Island(precision=plan.island.precision):
+        found = ", ".join(plan.island.describe())
+        raise PlanError("a simulated client is one worker", found=found, hint="kv.Island(), or no island")
+    if given := [name for name in LENGTHS if getattr(job, name) is not None]:
+        hint = f"leave it out: {convoy.rounds} rounds of {local} are the length"
+        raise JobError("the plan says how long a federation trains", found=", ".join(given), hint=hint)
+    if job.ema is not None:
+        raise JobError("a federation keeps no average of its weights, so far", found=f"ema={job.ema}")
+    if convoy.compression != none():
+        raise PlanError("simulated clients send every bit, so far", found=repr(convoy.compression))
+    if local.finetune and fleet is None:
+        raise PlanError("sites do not fine-tune, so far", found=f"finetune={local.finetune:g}")
+    if local.finetune and fleet is not None and not fleet.holdout:
+        hint = "kv.fleet.simulated(..., holdout=0.2)"
+        raise PlanError(
+            "clients have no samples to tell what fine-tuning does", found=f"holdout={fleet.holdout}", hint=hint
+        )
+    if local.controls and not (isinstance(job.optimizer, SGD) and not job.optimizer.momentum):
+        hint = "kv.optimizers.sgd(lr=0.1)"
+        raise PlanError("controls are of plain SGD (arXiv 1910.06378)", found=repr(job.optimizer), hint=hint)
+
+
+def _how_adapters_are_averaged(job: Job) -> tuple[str, ...]:
+    """As a person reads it (arXiv 2403.12313, section 3)."""
+    if job.adapt is None:
+        return ()
+    if job.adapt.freeze_a:
+        return ("mean of adapters = exact: B alone is trained, and mean(B) A is mean(B A)",)
+    return ("mean of adapters = approximate: mean(B) mean(A) is not mean(B A); lora(freeze_a=True) is exact",)
+
+
+def train_clients(job: Job, plan: Plan, fleet: Simulated, keeping: Keeping, agent: AgentHandle) -> record.Record:
+    """Train to the end, and return the run's folder."""
+    check(job, plan, fleet)
+    root, again = keeping.root, keeping.resume
+    prepared = prepare(job, held_out=fleet.holdout > 0)  # while the agent loads torch
+    source = prepared.splits.train
+    if not isinstance(source, Source):
+        raise DataError("a stream cannot be divided among clients", found=type(source).__name__)
+    indices, held_out = map(tuple, keep_back(fleet.division.of(source), fleet.holdout))
+    size, local = len(indices), plan.convoy.local
+    assert local is not None
+    if plan.convoy.cohort > size:
+        raise PlanError("a cohort is larger than the federation", found=plan.convoy.cohort, expected=f"at most {size}")
+    here = record.find(root, again) if again else record.create(root, keeping.name)
+    machine = agent.hello()["machine"]
+    devices = Local(fleet.num_workers, fleet.device)
+    kind = devices.device_kind(machine)
+    num_workers = devices.size(machine) if fleet.num_workers or kind != "cpu" else machine["num_cores"]
+    smallest, largest = min(map(len, indices)), max(map(len, indices))
+    each = f"clients of {smallest} to {largest} samples" if smallest < largest else f"clients of {smallest} samples"
+    derived = (f"{size} {each}", *_how_adapters_are_averaged(job))
+    task = checked(
+        dataclasses.replace(prepared, num_steps=plan.convoy.rounds, derived=derived),
+        Island(dp=num_workers, precision=plan.island.precision),
+        num_workers,
+        here,
+        keeping,
+        kind,
+        batch=max(num_workers, job.global_batch),
+    )
+    task = dataclasses.replace(task, population=Population(plan.convoy, fleet, indices, held_out))
+    body = record.pickled(("konvoi.simulate_clients:work", task))
+    with stop_signals() as stop, here.alone(), Recording(here, task, keeping.sinks) as run:
+        run.begin(f"{size} simulated clients on {num_workers} worker{'s' * (num_workers > 1)}, {kind}", machine)
+        outcome = run_local(
+            dataclasses.replace(devices, num_workers=num_workers),
+            agent,
+            body,
+            num_workers=num_workers,
+            emit=run.emit,
+            should_stop=lambda: how_soon(stop),
+            newest_step=lambda: here.newest_step() or 0,
+        )[0]
+        run.end(outcome)
+    if outcome.reason == "stopped" and stop:
+        raise KeyboardInterrupt if stop[0] == signal.SIGINT else SystemExit(128 + stop[0])
+    return here

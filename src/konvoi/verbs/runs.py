@@ -1,0 +1,148 @@
+"""federation submit, runs, stop, pull: what happens to packs on the server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from konvoi.errors import StateError
+from konvoi.observe.wording import columns
+from konvoi.security import pack as packs
+from konvoi.sites.hall import submit as submit_to
+from konvoi.state.journal import write
+from konvoi.verbs.federation import Terms
+
+
+def submit(
+    folder: Path, pack: Path, *, settings: Mapping[str, float] | None = None, first: int = 2, least: int = 2
+) -> str:
+    """Begin a run of a pack, as soon as `first` sites that have approved it are there; each round takes the updates of
+    at least `least`. Returns its name. Raises: StateError, PlanError."""
+    return submit_to(folder, Terms.read(folder).id, pack, settings=dict(settings or {}), first=first, least=least).name
+
+
+def runs(folder: Path) -> list[dict[str, Any]]:
+    """Every run, the oldest first: its pack, settings, rounds and figures."""
+    Terms.read(folder)
+    found = []
+    for path in sorted((folder / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime):
+        told, decided = json.loads(path.read_text()), _decided(path.parent)
+        stopped = path.with_name("stopped")
+        last: Mapping[str, Any] = decided[-1] if decided else {}
+        rounds = _rounds(path.parent, told["settings"])
+        state = "over" if len(decided) >= rounds else stopped.read_text() if stopped.exists() else "open"
+        found.append(
+            {
+                "run": told["id"],
+                "state": state,
+                "rounds": len(decided),
+                "of": rounds,
+                "sites": len(last.get("updates", ())),
+                **last.get("told", {}),
+                "refused": _count(path.with_name("refused.jsonl")),
+                "pack": told["pack"],
+                "settings": told["settings"],
+            }
+        )
+    return found
+
+
+def _rounds(folder: Path, settings: Mapping[str, float]) -> int:
+    from konvoi.sites.protocol import convoy_of
+
+    return convoy_of(packs.read(folder / "pack")[0].plan, settings).rounds
+
+
+def _decided(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "decisions.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _count(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def as_table(found: Sequence[Mapping[str, Any]]) -> str:
+    rows = [("run", "round", "sites", "loss", "held-out loss", "refused", "pack", "state")]
+    for one in found:
+        losses = [f"{one[name]:.4f}" if name in one else "" for name in ("loss", "valid_loss")]
+        if by_site := one.get("valid_by_site"):
+            losses[1] += f" ({min(by_site.values()):.4f} to {max(by_site.values()):.4f})"
+        progress = f"{one['rounds']} of {one['of']}"
+        rows.append(
+            (one["run"], progress, str(one["sites"]), *losses, str(one["refused"]), one["pack"][:12], one["state"])
+        )
+    return "\n".join(columns(rows)) if found else "no runs yet: konvoi federation submit PACK"
+
+
+def _find(folder: Path, run: str) -> Path:
+    if not (folder / "runs" / run / "run.json").exists():
+        known = ", ".join(sorted(path.parent.name for path in (folder / "runs").glob("*/run.json"))) or "none"
+        raise StateError("there is no such run", found=run, expected=known)
+    return folder / "runs" / run
+
+
+def stop(folder: Path, run: str) -> None:
+    """No round of it is decided any more. Raises: StateError."""
+    write(_find(folder, run) / "stop", b"")
+
+
+def pull(folder: Path, run: str, *, out: Path | None = None, best: bool = False) -> Path:
+    """Its weights as `model.safetensors`, its rounds as `history.json`, and its pack, in a new folder. `best`: those
+    that the sites found best on samples that they keep for evaluation, instead of the newest. Of a survey it is
+    `statistics.json`. Raises: StateError."""
+    import torch
+
+    from konvoi.state import safetensors
+
+    source, into = _find(folder, run), out or Path(run)
+    decided = _decided(source)
+    if not decided:
+        raise StateError("no round of this run is decided yet", found=run)
+    judged = [one for one in decided if "valid_loss" in one["told"]]
+    if best and not judged:
+        raise StateError(
+            "no site has told how good the weights are", found=run, hint="konvoi federation pack --tell valid"
+        )
+    base = min(judged, key=lambda one: one["told"]["valid_loss"])["base"] if best else decided[-1]["result"]
+    pack, _ = packs.read(source / "pack")
+    if pack.kind == "survey":
+        _make(into)
+        shutil.copy(source / "weights" / f"{base}.outer", into / "statistics.json")
+        shutil.copy(source / "pack", into / f"{pack.name}.pack")
+        return into
+    row = np.frombuffer((source / "weights" / base).read_bytes(), "<f4")
+    weights, start = {}, 0
+    for field in pack.leaves.frame("update").fields:
+        if field.name.startswith("move "):
+            size = int(np.prod(field.shape))
+            values = row[start : start + size].reshape(field.shape)
+            weights[field.name.removeprefix("move ")] = torch.from_numpy(values.copy())
+            start += size
+    _make(into)
+    safetensors.write(into / "model.safetensors", weights)
+    shutil.copy(source / "pack", into / f"{pack.name}.pack")
+    rounds = [
+        {"round": one["round"], "sites": [o["update"]["site"] for o in one["updates"]], "at": one["at"], **one["told"]}
+        for one in decided
+    ]
+    told = {"run": run, "weights_of_round": _round_of(decided, base), "pulled": time.time(), "rounds": rounds}
+    (into / "history.json").write_text(json.dumps(told, indent=1))
+    return into
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise StateError("there is such a folder already", found=folder, hint="--out FOLDER") from None
+
+
+def _round_of(decided: Sequence[Mapping[str, Any]], base: str) -> int:
+    return next((one["round"] for one in decided if one["result"] == base), 0)

@@ -1,0 +1,212 @@
+"""Many clients at once: the same as one by one, for every kind of model, optimizer and unequal client."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import vmap
+
+import konvoi as kv
+from konvoi.errors import PlanError
+from konvoi.fleet.worker import Place
+from konvoi.island import LiveIsland
+from konvoi.plan.island import Island
+from konvoi.population.choosing import Costs, measure
+from konvoi.population.one_by_one import OneByOne
+from konvoi.population.reading import reader
+from konvoi.population.rules import Rules
+from konvoi.population.together import Together
+from konvoi.population.work import Work
+from tests import small
+
+SIZES = (1, 3, (5, 3))
+STEPS = (1, 2, (2, 1))
+EDGES = (0, 1, (2, 1))
+
+
+@pytest.mark.parametrize("height", [9, 12])
+def test_rules_are_torch(height):
+    """Convolutions and poolings of four models, with all gradients."""
+    torch.manual_seed(0)
+    for size, stride, padding in itertools.product(SIZES, STEPS, EDGES):
+        rows, columns = (size, size) if isinstance(size, int) else size
+        x = torch.randn(4, 3, 2, height, 11, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(4, 5, 2, rows, columns, dtype=torch.float64, requires_grad=True)
+        bias = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+
+        def model(x, weight, bias, stride=stride, padding=padding):
+            y = torch.relu(F.conv2d(x, weight, bias, stride=stride, padding=padding))
+            return F.max_pool2d(y, 2) if min(y.shape[2:]) > 1 else y
+
+        with Rules():
+            found = vmap(model)(x, weight, bias)
+        expected = torch.stack([model(*one) for one in zip(x, weight, bias, strict=True)])
+        ahead = torch.randn_like(expected)
+        mine = torch.autograd.grad((found * ahead).sum(), (x, weight, bias))
+        theirs = torch.autograd.grad((expected * ahead).sum(), (x, weight, bias))
+        torch.testing.assert_close([found, *mine], [expected, *theirs], rtol=1e-12, atol=1e-12)
+
+
+def test_rules_leave_alone_what_they_do_not_know():
+    x, weight = torch.randn(3, 2, 4, 6, 6), torch.randn(3, 4, 2, 3, 3)
+
+    def model(x, weight):
+        y = F.conv2d(x, weight, groups=2, dilation=(1, 1))
+        return F.max_pool2d(F.conv2d(y, y.new_ones(1, 4, 3, 3), padding="same"), 3, stride=1)
+
+    with Rules():
+        found = vmap(model)(x, weight)
+    torch.testing.assert_close(found, torch.stack([model(*one) for one in zip(x, weight, strict=True)]))
+    with Rules():  # and outside of vmap
+        torch.testing.assert_close(F.conv2d(x[0], weight[0], groups=2), F.conv2d(x[0], weight[0], None, 1, 0, 1, 2))
+
+
+class Images:
+    deterministic = True
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return {name: column[0] for name, column in self.__getitems__(np.array([index])).items()}
+
+    def __getitems__(self, indices):
+        draws = [np.random.default_rng(int(one)).normal(size=(1, 8, 8)).astype(np.float32) for one in indices]
+        return {"inputs": np.stack(draws), "labels": np.array([int(d.sum() > 0) for d in draws])}
+
+
+MODELS = {
+    "mlp": (kv.models.mlp((12,), input_shape=(6,), num_outputs=2), small.Samples(60)),
+    "cnn": (kv.models.cnn(depth=2, channels=4, input_shape=(1, 8, 8), num_outputs=2), Images()),
+    "frozen": (kv.models.mlp((12, 7), input_shape=(6,), num_outputs=2), small.Samples(60)),
+    "pooling": (
+        lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 2)),
+        Images(),
+    ),
+}
+FROZEN = {"frozen": ("blocks.0.*",)}
+OPTIMIZERS = {
+    "sgd": kv.optimizers.sgd(lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adamw": kv.optimizers.adamw(lr=0.01, eps=1e-4, groups=(kv.optimizers.Group("*.bias", lr=0.02),)),
+}
+
+
+def both(job, source, sizes):
+    """The two ways, over one module."""
+    cpu = torch.device("cpu")
+    island = LiveIsland(Place(0, 1), Island(), cpu, None)
+    parts = island.split(job.model, job.objective, seed=0, freeze=job.freeze)
+    read = reader(source, 0, None, cpu, 1 << 20)
+    return (
+        OneByOne(island, parts, job, 10, read),
+        Together(parts.modules[0], job, 10, read, cpu, sizes),
+        [p.detach().clone() for p in parts.modules[0].parameters() if p.requires_grad],
+    )
+
+
+def works(parameters, lengths, *, proximal=0.0, corrected=False, seed=0):
+    """Twice the same: clients whose steps have these numbers of samples."""
+    torch.manual_seed(seed)
+    count = len(lengths)
+    weights = [p.expand(count, *p.shape) + 0.01 * torch.randn(count, *p.shape) for p in parameters]
+    corrections = [0.01 * torch.randn_like(one) for one in weights] if corrected else None
+    draw = np.random.default_rng(seed)
+    batches = [[draw.integers(0, 60, size) for size in sizes] for sizes in lengths]
+    return [Work(3, [one.clone() for one in weights], batches, proximal, corrections) for _ in range(2)]
+
+
+EQUAL = [[8] * 3] * 5
+UNEVEN = [[8] * 6, [8, 8, 3], [1], [8, 5], [2, 2, 2, 2], [8] * 6, [7], [4] * 2]
+
+
+@pytest.mark.parametrize("lengths", [EQUAL, UNEVEN], ids=["equal", "uneven"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_together_is_one_by_one(model, optimizer, lengths):
+    recipe, source = MODELS[model]
+    job = small.job(
+        model=recipe, optimizer=OPTIMIZERS[optimizer], clip_grad_norm=0.5, steps=None, freeze=FROZEN.get(model, ())
+    )
+    one_by_one, together, parameters = both(job, source, (8, 4, 2))
+    for options in ({}, {"proximal": 0.3, "corrected": True}):
+        slow, fast = works(parameters, lengths, **options)
+        expected, found = one_by_one.train(slow), together.train(fast)
+        for mine, theirs, at_first in zip(fast.weights, slow.weights, parameters, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+            assert not torch.equal(theirs[0], at_first)
+        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.weights, expected.weights)
+        torch.testing.assert_close(found.rates, expected.rates)
+
+
+def test_next_tokens_are_left_out_as_they_should():
+    """A shorter batch is filled up with sentences that do not count."""
+    objective = kv.objectives.next_token()
+    model = nn.Embedding(5, 5)
+    batch = {"input_ids": torch.tensor([[1, 2, 3], [4, 0, 1]])}
+    off = torch.tensor([False, True])
+    whole = objective(model, {"input_ids": batch["input_ids"][:1]})
+    less = objective(model, objective.without(batch, off))
+    torch.testing.assert_close(whole, less)
+    masked = batch | {"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    assert objective(lambda ids, attention_mask: model(ids), objective.without(masked, off))[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"model": small.wobbly}, "statistics beside its parameters"),
+        ({"model": lambda: nn.Sequential(nn.Linear(6, 12), nn.Dropout(0.5), nn.Linear(12, 2))}, "random"),
+        ({"optimizer": kv.optimizers.muon(matrices="*weight")}, "looks at a matrix as a whole"),
+    ],
+    ids=["batch norm", "dropout", "muon"],
+)
+def test_what_cannot_be_batched_is_trained_one_by_one_and_says_why(fields, why):
+    job = small.job(steps=None, **fields)
+    cpu = torch.device("cpu")
+    island = LiveIsland(Place(0, 1), Island(), cpu, None)
+    parts = island.split(job.model, job.objective, seed=0)
+    read = reader(small.Samples(60), 0, None, cpu, 1 << 20)
+    one_by_one = OneByOne(island, parts, job, 10, read)
+    trainer, told = measure(
+        one_by_one,
+        lambda: Together(parts.modules[0], job, 10, read, cpu, (2,)),
+        [p.detach() for p in parts.modules[0].parameters()],
+        np.arange(8),
+        (2,),
+    )
+    assert trainer.together is None
+    assert [(start, stop) for start, stop, _ in trainer.costs.divide([1, 1])] == [(0, 1), (1, 2)]
+    assert told.startswith("clients are trained one by one: ")
+    assert why in told
+
+
+def test_pieces_cost_least():
+    """Of all ways to cut a sorted cohort into pieces of the sizes that there are."""
+    costs = Costs(alone=1.0, stacks={4: 2.2, 2: 1.7})
+
+    def cheapest(steps):
+        if not steps:
+            return 0.0
+        sizes = [size for size in (1, 2, 4) if size <= len(steps)]
+        return min(costs.of(steps[:size], size) + cheapest(steps[size:]) for size in sizes)
+
+    draw = np.random.default_rng(0)
+    for _ in range(40):
+        steps = sorted(draw.integers(1, 12, draw.integers(1, 9)).tolist(), reverse=True)
+        pieces = costs.divide(steps)
+        assert [start for start, _, _ in pieces] == [0, *(stop for _, stop, _ in pieces[:-1])]
+        assert pieces[-1][1] == len(steps)
+        assert sum(cost for _, _, cost in pieces) == pytest.approx(cheapest(steps))
+
+
+def test_a_way_that_must_be_and_cannot_is_refused(agent, tmp_path):
+    job = small.job(model=small.wobbly, steps=None)
+    fleet = kv.fleet.simulated(kv.data.iid(clients=3), 1, way="together")
+    with pytest.raises(PlanError, match="statistics beside its parameters"):
+        kv.train(job, kv.fedavg(rounds=2), fleet, folder=tmp_path, sinks=[], agent=agent)

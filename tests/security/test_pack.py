@@ -1,0 +1,148 @@
+"""What a site consents to is one file, signed, and read without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import zipfile
+
+import pytest
+
+from konvoi.errors import StateError
+from konvoi.security import pack as packs
+from konvoi.security.identity import is_signed, make_signer, sign
+from konvoi.security.leaving import Field, Frame, Listed
+from konvoi.security.pack import Pack, difference, initial, read
+
+WEIGHTS = bytes(12)
+PACK = Pack(
+    name="xrays",
+    purpose="to tell pneumonia",
+    recipe="xrays.py",
+    plan={"rounds": 50, "local": {}},
+    overrides=("global_batch=16",),
+    requires={"torch": "2.13.0"},
+    leaves=Listed((Frame("update", (Field("move", "f4", (3,)),), "once a round"),)),
+    ranges={"lr": (1e-4, 1e-2)},
+    spec={"num_classes": 2},
+    initial=hashlib.sha256(WEIGHTS).hexdigest(),
+    sources={"xrays.py": b"import helper\n", "helper.py": b"x = 1\n"},
+)
+
+
+@pytest.fixture
+def key(tmp_path):
+    make_signer(tmp_path / "key.pem")
+    return tmp_path / "key.pem"
+
+
+def test_a_pack_comes_back_whole_and_says_who_signed(tmp_path, key):
+    PACK.write(tmp_path / "a.pack", key, WEIGHTS)
+    PACK.write(tmp_path / "b.pack", key, WEIGHTS)
+    assert (tmp_path / "a.pack").read_bytes() == (tmp_path / "b.pack").read_bytes()
+    found, public = read(tmp_path / "a.pack")
+    assert found == PACK
+    assert found.hash == PACK.hash
+    assert is_signed(public, sign(key, b"x")[1], b"x")
+    assert (key.stat().st_mode & 0o077) == 0
+
+
+def test_the_hash_is_of_all_that_is_consented_to():
+    changes = {
+        "purpose": "to sell",
+        "plan": {"rounds": 51, "local": {}},
+        "initial": "00" * 32,
+        "overrides": (),
+        "requires": {"torch": "2.12.0"},
+        "leaves": Listed((Frame("update", (Field("move", "f4", (4,)),)),)),
+        "ranges": {"lr": (1e-4, 1.0)},
+        "sources": {**PACK.sources, "helper.py": b"x = 2\n"},
+    }
+    hashes = {dataclasses.replace(PACK, **{name: value}).hash for name, value in changes.items()}
+    assert len({*hashes, PACK.hash}) == len(changes) + 1
+
+
+def rewritten(path, change):
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    change(files)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    path.write_bytes(buffer.getvalue())
+
+
+def _change_purpose(files):
+    files["manifest.json"] = files["manifest.json"].replace(b"to tell pneumonia", b"to sell pneumonia")
+
+
+def _sign_by_another(files):
+    signed = json.loads(files["signature.json"])
+    files["signature.json"] = json.dumps({**signed, "key": "00" * 32}).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_change_purpose, "changed after it was signed"),
+        (_sign_by_another, "changed after it was signed"),
+        (lambda files: files.update({"sources/helper.py": b"x = 2\n"}), "not those that were signed"),
+        (lambda files: files.update({"sources/more.py": b""}), "not those that were signed"),
+        (lambda files: files.pop("sources/helper.py"), "not those that were signed"),
+        (lambda files: files.update({"sources/../evil.py": b""}), "no pack"),
+        (lambda files: files.update({"sources//etc/evil.py": b""}), "no pack"),
+        (lambda files: files.pop("signature.json"), "no pack"),
+        (lambda files: files.update({"manifest.json": b"[]"}), "no pack"),
+        (lambda files: files.update({"sources/large.py": bytes(packs.LARGEST)}), "too large"),
+        (
+            lambda files: files.update(
+                {"manifest.json": files["manifest.json"].replace(b'"format": 1', b'"format": 2')}
+            ),
+            "another version",
+        ),
+    ],
+)
+def test_what_was_changed_is_refused(tmp_path, key, change, message):
+    PACK.write(tmp_path / "a.pack", key, WEIGHTS)
+    rewritten(tmp_path / "a.pack", change)
+    with pytest.raises(StateError, match=message):
+        read(tmp_path / "a.pack")
+
+
+def test_bytes_that_are_no_zip_are_refused(tmp_path):
+    (tmp_path / "a.pack").write_bytes(b"nothing")
+    with pytest.raises(StateError, match="no pack"):
+        read(tmp_path / "a.pack")
+
+
+def test_a_person_sees_what_is_other_than_last_time():
+    new = dataclasses.replace(PACK, sources={**PACK.sources, "helper.py": b"x = 2\n"}, plan={"rounds": 60, "local": {}})
+    lines = difference(PACK, new)
+    assert "-x = 1" in lines
+    assert "+x = 2" in lines
+    assert any('"rounds": 60' in line for line in lines if line.startswith("+"))
+    assert not any("import helper" in line for line in lines if line[0] in "+-")
+    assert "+import helper" in difference(None, new)
+    assert difference(new, new) == []
+
+
+def test_sources_are_written_where_they_can_be_run(tmp_path):
+    recipe = PACK.unpack(tmp_path / "here")
+    assert recipe.read_bytes() == b"import helper\n"
+    assert (tmp_path / "here" / "helper.py").exists()
+
+
+def test_the_weights_to_begin_with_are_those_that_were_signed(tmp_path, key):
+    path = tmp_path / "a.pack"
+    PACK.write(path, key, WEIGHTS)
+    assert initial(path, PACK) == WEIGHTS
+    rewritten(path, lambda files: files.update({"initial": bytes(8)}))
+    assert read(path)[0] == PACK  # which says what they have to be
+    with pytest.raises(StateError, match="not those that were signed"):
+        initial(path, PACK)
+    rewritten(path, lambda files: files.pop("initial"))
+    with pytest.raises(StateError, match="no weights to begin with"):
+        initial(path, PACK)

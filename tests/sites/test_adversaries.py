@@ -1,0 +1,236 @@
+"""What the server does not take, and from whom; and what sites do not take from a server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from konvoi.errors import FleetError, StateError
+from konvoi.fleet.wire.dial import Dial, as_answer, ask
+from konvoi.plan.federated import fedavg, fedbuff
+from konvoi.security.identity import Authority, Identity
+from konvoi.security.identity import ask as make_key
+from konvoi.sites.house import House
+from konvoi.sites.protocol import PROTOCOL, fields
+from tests.sites.conftest import NUMBERS, make_pack
+
+
+class Puppet:
+    """A member whose frames are made by hand."""
+
+    def __init__(self, federation, name, pack):
+        self.folder = federation.enrol(name)
+        self.dial = Dial(federation.dial, federation.authority.certificate.decode(), self.folder)
+        self.house, self.federation = House(self.folder), federation
+        self.pack, _ = self.house.take_in(pack)
+
+    def post(self, data):
+        status, told = self.dial.post("/frame", data)
+        return as_answer(status, told)
+
+    def ask(self, doing=1):
+        run = bytes.fromhex(self.federation.hosted().run.hash)
+        return self.post(PROTOCOL.build("ask", {"run": run, "doing": doing, "waits": 0}))
+
+    def frame(self, facts, *, move=1.0, samples=1, **other):
+        values = {
+            "run": bytes.fromhex(self.federation.hosted().run.hash),
+            "round": facts["round"],
+            "base": bytes.fromhex(facts["base"]),
+            "samples": samples,
+            "loss": 0.5,
+            **fields(self.pack.leaves, np.full(NUMBERS, -move, np.float32), "move"),
+            **other,
+        }
+        return self.pack.leaves.build("update", values)
+
+
+@pytest.fixture
+def two(federation, tmp_path):
+    pack = make_pack(tmp_path, fedavg(rounds=3, deadline_s=30.0), ranges={"samples": (1.0, 10.0)})
+    a, b = (Puppet(federation, name, pack) for name in "ab")
+    federation.submit(pack)
+    federation.hall.look()
+    a.ask(), b.ask()
+    return federation, a, b
+
+
+def weights(run):
+    return np.frombuffer((run.folder / "weights" / run.state.base).read_bytes(), "<f4")
+
+
+def test_the_same_update_again_counts_once(two):
+    federation, a, b = two
+    data = a.frame(a.ask())
+    a.post(data), a.post(data)  # its answer was lost
+    b.post(b.frame(b.ask(), move=3.0))
+    assert federation.hosted().state.round == 2
+    assert np.allclose(weights(federation.hosted()), 2.0)
+    with pytest.raises(FleetError, match=r"its round is decided|counted already"):
+        a.post(data)
+    assert "a" in federation.hosted().refused
+
+
+def test_lying_weights_are_capped(two):
+    federation, a, b = two
+    a.post(a.frame(a.ask(), move=1.0, samples=10**9))
+    b.post(b.frame(b.ask(), move=3.0, samples=10))
+    assert np.allclose(weights(federation.hosted()), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda a, facts: a.frame({**facts, "round": 2}), "its round is decided"),
+        (lambda a, facts: a.frame({**facts, "base": "00" * 32}), "its round is decided"),
+        (lambda a, facts: a.frame(facts, samples=0), "learnt from nothing"),
+        (lambda a, facts: a.frame(facts)[:-4] + np.float32("nan").tobytes(), "not finite"),
+        (lambda a, facts: a.frame(facts) + b"\0", "this is no update"),
+        (lambda a, facts: a.frame(facts)[:-1], "this is no update"),
+        (lambda a, facts: a.frame(facts, run=bytes(32)), "there is no such run"),
+        (lambda a, facts: b"update".ljust(16, b"\0"), "there is no such run"),
+        (lambda a, facts: b"hello", "this may not leave"),
+        (lambda a, facts: b"x" * (1 << 17), "a request has a length, and is not larger"),
+    ],
+)
+def test_what_is_wrong_with_a_frame_is_said_and_the_round_goes_on(two, change, why):
+    federation, a, b = two
+    with pytest.raises(FleetError, match=why):
+        a.post(change(a, a.ask()))
+    assert federation.desk.refused
+    a.post(a.frame(a.ask()))
+    b.post(b.frame(b.ask()))
+    assert federation.hosted().state.round == 2
+
+
+def test_another_update_of_the_same_site_does_not_replace_its_first(two):
+    federation, a, b = two
+    a.post(a.frame(a.ask(), move=1.0))
+    with pytest.raises(FleetError, match="another update of this site is here"):
+        a.post(a.frame(a.ask(), move=100.0))
+    b.post(b.frame(b.ask(), move=1.0))
+    assert np.allclose(weights(federation.hosted()), 1.0)
+
+
+def test_a_member_revoked_in_mid_round_does_not_count(two, tmp_path):
+    federation, a, b = two
+    c = Puppet(federation, "c", next(tmp_path.glob("*.pack")))
+    a.post(a.frame(a.ask(), move=100.0))
+    federation.desk.roster.revoke("a", time.time())
+    federation.hall.look()
+    with pytest.raises(FleetError, match="no member's any more"):
+        a.ask()
+    b.post(b.frame(b.ask(), move=1.0))
+    c.ask()
+    assert federation.hosted().state.round == 1  # one update is below the least of this run
+    assert "a" not in federation.hosted().state.came
+
+
+def test_a_stranger_says_nothing(two, tmp_path):
+    federation, _, _ = two
+    pem = federation.authority.certificate.decode()
+    with pytest.raises(FleetError, match="only members may ask this"):
+        as_answer(*Dial(federation.dial, pem).post("/frame", b"ask"))
+    other = Authority.make("other")
+    other.issue("a").save(tmp_path / "other")
+    with pytest.raises(FleetError):
+        as_answer(*Dial(federation.dial, pem, tmp_path / "other").post("/frame", b"ask"))
+
+
+def test_an_invitation_is_for_once_and_for_some_time(federation, tmp_path):
+    pem, roster = federation.authority.certificate.decode(), federation.desk.roster
+    token, late = roster.invite("a", time.time()), roster.invite("b", time.time() - 25 * 3600)
+
+    def enrol(name, token, terms="terms"):
+        key, request = make_key(name)
+        body = {"name": name, "token": token, "request": request.decode(), "terms": terms}
+        told = ask(federation.dial, "/enrol", body, pem)
+        Identity(name, told["certificate"].encode(), key, pem.encode()).save(tmp_path / name)
+
+    with pytest.raises(FleetError, match="another recipe, plan or version"):
+        enrol("a", token, terms="other")
+    enrol("a", token)
+    with pytest.raises(FleetError, match="not known here, or was used"):
+        enrol("a", token)
+    with pytest.raises(FleetError, match="has expired"):
+        enrol("b", late)
+
+
+def run_and_fail(federation, site, why):
+    until, raised = threading.Event(), []
+
+    def run():
+        try:
+            site.run(until)
+        except StateError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    federation.wait(lambda: raised or any(why in one for one in federation.said), 15)
+    until.set()
+    thread.join()
+    assert not raised or why in raised[0].message, raised
+
+
+def test_a_site_does_not_believe_a_roster_of_somebody_else(federation, tmp_path):
+    site = federation.site("a")
+    federation.hall.authority = Authority.make("other")
+    federation.hall._vouched = ("", "")
+    run_and_fail(federation, site, "not signed by the federation's authority")
+
+
+def test_a_site_sees_that_a_roster_has_gone_back(federation, tmp_path):
+    site = federation.site("a")
+    (site.house.folder / "roster.json").write_text(json.dumps({"entries": 99, "members": {}}))
+    run_and_fail(federation, site, "older than the one held here")
+
+
+def test_sites_see_that_a_server_has_gone_back(federation, tmp_path):
+    """Its disk was put back to what it was two rounds ago."""
+    pack = make_pack(tmp_path, fedavg(rounds=400))
+    for name in "ab":
+        federation.run(federation.site(name, pack))
+    federation.submit(pack)
+    federation.wait(lambda: federation.hall.runs and federation.hosted().state.round > 5)
+    federation.stop()
+    folder = next((federation.folder / "runs").glob("study-1"))
+    lines = (folder / "decisions.jsonl").read_text().splitlines(keepends=True)
+    back = json.loads(lines[1])["result"]
+    (folder / "decisions.jsonl").write_text("".join(lines[:2]))
+    (folder / "weights" / back).write_bytes(np.full(NUMBERS, 2.0, "<f4").tobytes())
+    federation.start()
+    federation.wait(lambda: any("the server has gone back: round 3" in one for one in federation.said))
+    time.sleep(0.5)
+    assert federation.hosted().state.round == 3
+
+
+def test_a_site_sees_another_past_of_the_same_length(federation, tmp_path):
+    pack = make_pack(tmp_path, fedavg(rounds=400))
+    sites = [federation.site(name, pack) for name in "ab"]
+    for site in sites:
+        federation.run(site)
+    federation.submit(pack)
+    federation.wait(lambda: federation.hall.runs and federation.hosted().state.round > 3)
+    for site in sites:
+        known = next(site.house.folder.glob("runs/*/known.json"))
+        known.write_text(json.dumps({"round": 399, "base": "00" * 32}))
+    federation.wait(lambda: any("the server has gone back" in one for one in federation.said))
+
+
+def test_an_asynchronous_run_counts_what_is_late_and_damps_it(federation, tmp_path):
+    pack = make_pack(tmp_path, fedbuff(buffer=1, cohort=2, rounds=3, damping=1.0))
+    a, b = (Puppet(federation, name, pack) for name in "ab")
+    federation.submit(pack)
+    federation.hall.look()
+    a.ask(), b.ask()
+    late = b.frame(b.ask(), move=1.0)
+    a.post(a.frame(a.ask(), move=1.0))
+    assert np.allclose(weights(federation.hosted()), 1.0)
+    b.post(late)  # it began with the weights before
+    assert np.allclose(weights(federation.hosted()), 1.5)
+    assert federation.hosted().history()[1]["updates"][0]["staleness"] == 1
