@@ -497,6 +497,19 @@ def test_a_piece_of_the_state_that_is_damaged_is_fetched_from_somebody_else(tmp_
     assert torch.equal(empty.vectors()[0], anchor.vectors()[0])
 
 
+def test_every_other_state_is_hashed_and_that_of_who_is_alone():
+    """All islands hash the same ones; a state that is not hashed is not lent, and its vectors are written over."""
+    given = []
+    library, two = Library(given.extend), Decision.first(("a", "b"), ("a", "b"), 1)
+    states = [[torch.full((8,), float(number))] for number in range(4)]
+    made = [library.put(replace(two, round=number), state) for number, state in enumerate(states)]
+    assert [bool(name) for name in made] == [True, False, True, False]
+    assert library.lend(-1).decision.round == 2
+    assert library.find(library.lend(-1).chunks[0]) == states[2][0].numpy().tobytes()
+    assert [id(one) for one in given] == [id(one) for one in (states[1][0], states[0][0])]
+    assert Library().put(replace(two, round=3, members=("a",)), states[3])
+
+
 def test_a_state_that_is_lent_stays_as_it_is_while_vectors_are_written_over():
     plan = diloco(every=4, fragments=2, compression=compress.low_bit(2))
     simulation = Simulation(prepare(case("mlp", steps=60).job), plan, 2)

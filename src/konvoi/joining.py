@@ -23,6 +23,7 @@ NUM_SOURCES = 4
 NUM_ASKED = 4  # pieces at a time, from each
 MOST_IDLE = 5  # beats without a piece
 MOST_BEATS = 150  # beats without any answer
+HASHED = 2  # of so many rounds one: hashing a state takes as long as encoding an update
 
 
 class Newcomer:
@@ -197,26 +198,34 @@ class Newcomer:
 
 
 class Library:
-    """The states that an island can give to others: its newest, and those that somebody has asked for lately."""
+    """The states that an island can give to others: the newest that was hashed, and those that somebody has asked for
+    lately. Whoever takes one goes on from there by the sums of what was decided since."""
 
     KEPT = 2
 
     def __init__(self, recycle: Callable[[Sequence[Tensor]], None] = lambda vectors: None) -> None:
         """`recycle` takes the vectors of states that nobody has asked for and that are not the newest any more."""
         self.newest: tuple[Decision, Chunks] | None = None
+        self._present: tuple[str, list[Tensor]] = ("", [])  # behind which decision, and what it is
         self._lent: dict[str, tuple[Decision, Chunks]] = {}
         self._recycle, self._lock = recycle, threading.Lock()
 
     def put(self, decision: Decision, vectors: Sequence[Tensor]) -> str:
-        """The hash that stands for the state behind a decision."""
-        if self.newest is None or self.newest[0].id != decision.id:
-            made = Chunks(vectors)
+        """The hash that stands for the state behind a decision; "" in rounds in which nobody makes one."""
+        is_hashed = decision.round % HASHED == 0 or len(decision.members) == 1  # who is alone waits for others
+        if self._present[0] != decision.id:
+            made = (decision, Chunks(vectors)) if is_hashed else self.newest
             with self._lock:
-                old, self.newest = self.newest, (decision, made)
-                held = [made, *(chunks for _, chunks in self._lent.values())]
-                needed = {id(vector) for chunks in held for vector in chunks.vectors}
-                self._recycle([vector for vector in old[1].vectors if id(vector) not in needed] if old else [])
-        return self.newest[1].root
+                before = {id(one): one for one in (*self._present[1], *self._vectors(self.newest))}
+                self._present, self.newest = (decision.id, list(vectors)), made
+                held = (*vectors, *self._vectors(made, *self._lent.values()))
+                needed = {id(vector) for vector in held}
+                self._recycle([vector for name, vector in before.items() if name not in needed])
+        return self.newest[1].root if is_hashed and self.newest is not None else ""
+
+    @staticmethod
+    def _vectors(*states: tuple[Decision, Chunks] | None) -> list[Tensor]:
+        return [vector for state in states if state is not None for vector in state[1].vectors]
 
     def lend(self, round: int) -> State | None:
         """The state of this round where it is still lent, as somebody may be in the middle of it; else the newest."""

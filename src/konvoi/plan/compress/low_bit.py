@@ -34,7 +34,8 @@ class LowBit:
         import torch
         import torch.nn.functional as F
 
-        blocks = F.pad(values.detach(), (0, -len(values) % self.block)).view(-1, self.block)
+        whole, missing = values.detach(), -len(values) % self.block
+        blocks = (F.pad(whole, (0, missing)) if missing else whole).view(-1, self.block)
         scales = torch.linalg.vector_norm(blocks, dim=1).mul_(self.block**-0.5).bfloat16()
         told: bytes = scales.view(torch.int16).numpy().tobytes()
         return told + self._packed(blocks, scales)
@@ -44,7 +45,7 @@ class LowBit:
         import torch
 
         if self.bits == 1:
-            return np.packbits((blocks >= 0).numpy(), bitorder="little").tobytes()
+            return np.packbits(blocks.numpy() >= 0, bitorder="little").tobytes()  # torch compares five times as slowly
         inverse = (1 / (scales.to(blocks.dtype) * STEPS[self.bits])).nan_to_num_(posinf=0.0)
         half = 1 << (self.bits - 1)
         codes = (blocks * inverse[:, None]).floor_().clamp_(-half, half - 1).add_(half).to(torch.uint8).view(-1)
@@ -65,12 +66,13 @@ class LowBit:
 
     def _unpacked(self, packed: Tensor, like: Tensor) -> Tensor:
         """In steps of the quantizer."""
+        import numpy as np
         import torch
 
         half, per_byte = 1 << (self.bits - 1), 8 // self.bits
         if self.bits == 1:
-            of_byte = torch.arange(256)[:, None] >> torch.arange(8) & 1
-            return (of_byte - 0.5).to(like.dtype).index_select(0, packed.int())
+            of_byte = ((torch.arange(256)[:, None] >> torch.arange(8) & 1) - 0.5).to(like.dtype)
+            return torch.from_numpy(np.take(of_byte.numpy(), packed.numpy(), axis=0, mode="clip"))
         values = like.new_empty(len(packed) * per_byte)
         for place in range(per_byte):
             values[place::per_byte] = packed >> (place * self.bits) & (2 * half - 1)

@@ -175,22 +175,24 @@ class Anchor:
         taken = one.taken
         if taken is None:
             return []
-        tentative = one.room() if one.left is not None else None
+        room = one.room()
         encoded: list[bytes] = []
         for number, (start, stop) in enumerate(one.parts):  # not pass by pass, for the processor's cache
-            codec = one.codec(number, rung)
-            update = taken[start:stop]
+            codec, update = one.codec(number, rung), room[start:stop]
             if self.plan.updates == "moves":
-                update = one.agreed[start:stop] - update
+                torch.sub(one.agreed[start:stop], taken[start:stop], out=update)
+            else:
+                update.copy_(taken[start:stop])
             if one.left is not None:
-                update = update.add(one.left[start:stop])
+                update.add_(one.left[start:stop], alpha=self.plan.feedback)
             if not math.isfinite(update.sum().item()) and not update.isfinite().all():
                 raise NonFiniteError("the update of this island is not finite", found=f"round {round}")
             encoded.append(codec.encode(update))
-            if tentative is not None:
-                left = torch.sub(update, codec.decode(encoded[-1], update), out=tentative[start:stop])
-                if self.plan.feedback != 1:
-                    left.mul_(self.plan.feedback)
+            if one.left is not None:
+                update.sub_(codec.decode(encoded[-1], update))  # what was left out
+        tentative = room if one.left is not None else None
+        if tentative is None:
+            one.give_back(room)
         if one.taken is taken:  # the others have not decided meanwhile
             one.give_back(one.tentative)
             one.tentative = tentative
@@ -209,16 +211,20 @@ class Anchor:
         codec, (start, stop) = one.codec(part, rung), one.parts[part]
         like = one.agreed[start:stop]
         total = sum(weight for weight, _, _ in updates) or 1.0
-        mean = torch.zeros_like(like)
+        mean = None
         for weight, staleness, data in updates:
-            mean.add_(codec.decode(data, like), alpha=weight / total * (1 + staleness) ** -self.plan.damping)
+            alpha = weight / total * (1 + staleness) ** -self.plan.damping
+            decoded = codec.decode(data, like)
+            mean = decoded.mul_(alpha) if mean is None else mean.add_(decoded, alpha=alpha)
+        if mean is None:
+            mean = torch.zeros_like(like)
         if part in one.left_of_sums:
-            mean.add_(one.left_of_sums[part])
-        if not mean.isfinite().all():
+            mean.add_(one.left_of_sums[part], alpha=self.plan.feedback)
+        if not math.isfinite(mean.sum().item()) and not mean.isfinite().all():
             raise MessageRefused("a sum of updates is not finite", found=f"part {part} of round {round}")
         encoded = codec.encode(mean)
         if self.is_lossy:
-            one.tentative_sums[encoded, part] = mean.sub_(codec.decode(encoded, like)).mul_(self.plan.feedback)
+            one.tentative_sums[encoded, part] = mean.sub_(codec.decode(encoded, like))
         return encoded
 
     # -- what was decided -------------------------------------------------------------------------------------------
@@ -268,13 +274,15 @@ class Anchor:
         """
         one, plan = self.of_round(round), self.plan
         self.keep_left(round, was_counted)
-        step, before, new = mean, one.agreed, one.room()
-        if one.momentum is not None:
-            one.momentum = torch.mul(one.momentum, plan.outer_momentum, out=one.room()).add_(mean)
-            step = torch.add(mean, one.momentum, alpha=plan.outer_momentum, out=new)
-        if plan.outer_lr != 1:
-            step = torch.mul(step, plan.outer_lr, out=new)
-        one.agreed = torch.sub(before, step, out=new)
+        before, new = one.agreed, one.room()
+        if one.momentum is None:
+            step = mean if plan.outer_lr == 1 else torch.mul(mean, plan.outer_lr, out=new)
+            torch.sub(before, step, out=new)
+        else:  # Nesterov's: the step is mean + outer_momentum * momentum
+            one.momentum = torch.add(mean, one.momentum, alpha=plan.outer_momentum, out=one.room())
+            torch.add(before, mean, alpha=-plan.outer_lr, out=new)
+            new.add_(one.momentum, alpha=-plan.outer_lr * plan.outer_momentum)
+        one.agreed = new
         if drop and not was_counted:
             torch._foreach_copy_(one.parameters, one.views(one.agreed))
         else:
