@@ -13,15 +13,17 @@ the mean of the seeds' relative gaps and one standard error. `_learning.py` is o
 
 **speed**: four islands of 0.4 cores in a lab (`_far.py`), with the plans that the learning part has chosen for a 100th
 and a 400th of the bytes. `utilization` is steps a second, over whole rounds, over those of the same islands that never
-exchange; torchft's DiLoCo agrees as often beside it. `speedup_of_possible`: how much quicker than torch DDP on the same
-link, over how much quicker its step would be without a network. `alone_ratio` shows that a quota is a machine of its
-own: the step time of an island while the three others are stopped, over that while they train.
+exchange, measured before and behind each (`free_step_s`: the machine drifts); torchft's DiLoCo agrees as often beside
+it. `speedup_of_possible`: how much quicker than torch DDP on the same link, over how much quicker its step would be
+without a network. `alone_ratio` shows that a quota is a machine of its own: the step time of an island while the three
+others are stopped, over that while they train.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import re
 import statistics
@@ -35,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import _harness
-from _harness import Figure, Options, Result, say
+from _harness import Figure, Options, Result, say, spread
 from _learning import Runs, Trial
 
 RATES = (25, 100, 400, 1000)
@@ -225,62 +227,74 @@ def speed(options: Options, plans: Mapping[int, str]) -> Result:
         "utilization_bad_bbr": (plans[400], Link(**bad, congestion="bbr")),
         "utilization_bad_cubic": (plans[400], Link(**bad, congestion="cubic")),
     }
-    free_s, alone_s = _free(_far, shape, never, alone)
-    figures: dict[str, Figure] = {"free_step_s": free_s, "alone_ratio": alone_s / free_s}
-    steps: dict[str, float] = {}
+    free, alone_s = _free(_far, shape, never, alone)
+    frees = [free]
+    figures: dict[str, Figure] = {"alone_ratio": alone_s / free}
     for name, (text, link) in links.items():
         every = every_of(text, options)
         convoy = replace(_convoy(text), every=every)
         rounds = 1 if options.quick else ROUNDS
         say(f"{name}: {text} over {link.describe()}")
         trace = _far.train(convoy, link, _far.job(shape, every * (rounds + 1) + 1))
-        steps[name] = trace.step_s(every, every * (rounds + 1))
+        step_s = trace.step_s(every, every * (rounds + 1))
+        if name == "utilization":  # beside what it is compared with
+            figures |= _others(_far, shape, step_s, every_of(plans[100], options), options)
+        frees.append(_free(_far, shape, never, 0)[0])
+        free_s = statistics.mean(frees[-2:])
         figures |= {
-            name: free_s / steps[name],
-            f"{name}_step_s": steps[name],
+            name: free_s / step_s,
+            f"{name}_step_s": step_s,
+            f"{name}_free_step_s": free_s,
             f"{name}_mb_sent": max(trace.sent) / 1e6,
             f"{name}_plan": text,
             f"{name}_plan_hash": _convoy(text).hash,
         }
-    ddp = {
-        exchange: _far.data_parallel(Link(), shape, 4 if options.quick else 11, exchange=exchange)
-        for exchange in (True, False)
-    }
+    torchft_s = figures["torchft_step_s"]
+    figures["torchft_utilization"] = frees[0] / torchft_s if isinstance(torchft_s, float) else "did not run"
+    return Result(figures | spread("free_step_s", frees), {"free_step_s": frees})
+
+
+def _others(far: Any, shape: Any, step_s: float, every: int, options: Options) -> dict[str, Figure]:
+    """torch DDP over the same link and without any, and torchft's DiLoCo."""
+    from konvoi.lab import Link
+
+    steps = 4 if options.quick else 11
+    alone, ddp = (far.data_parallel(Link(), shape, steps, exchange=exchange) for exchange in (False, True))
     try:
-        torchft_s: float | str = _far.torchft(Link(), shape, every_of(plans[100], options), 2)
+        torchft_s: float | str = far.torchft(Link(), shape, every, 2)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         torchft_s = f"did not run: {error}"
-    figures |= {
+    return {
         "torchft_step_s": torchft_s,
-        "torchft_utilization": free_s / torchft_s if isinstance(torchft_s, float) else "did not run",
-        "ddp_step_s": ddp[True],
-        "ddp_compute_step_s": ddp[False],
-        "speedup": ddp[True] / steps["utilization"],
-        "speedup_possible": ddp[True] / ddp[False],
-        "speedup_of_possible": ddp[False] / steps["utilization"],
+        "ddp_step_s": ddp,
+        "ddp_compute_step_s": alone,
+        "speedup": ddp / step_s,
+        "speedup_possible": ddp / alone,
+        "speedup_of_possible": alone / step_s,
     }
-    return Result(figures)
 
 
 def _free(far: Any, shape: Any, steps: int, alone: int) -> tuple[float, float]:
-    """Seconds of a step of islands that never exchange, and of the first while the others are stopped."""
+    """Seconds of a step of islands that never exchange, and of the first while the others are stopped, for `alone`
+    steps."""
     from konvoi.lab import Link
     from konvoi.plan.convoy import Convoy
 
     held: list[Any] = []
 
     def on_step(lab: Any, name: str, step: int) -> None:
-        if name == "island-0" and step == steps + 1:
+        if alone and name == "island-0" and step == steps + 1:
             held.append(far.stopped(lab.hosts[1:]))
             held[0].__enter__()
-        elif name == "island-0" and step == steps + 1 + alone:
+        elif alone and name == "island-0" and step == steps + 1 + alone:
             held[0].__exit__(None, None, None)
 
     total = steps + alone + 1
     trace = far.train(Convoy(every=total + 1), Link(), far.job(shape, total), on_step)
     first = trace.ends["island-0"]
     before = replace(trace, ends={name: ends[:steps] for name, ends in trace.ends.items()})
-    return before.step_s(4, steps), (first[steps + alone] - first[steps + 1]) / (alone - 1)
+    alone_s = (first[steps + alone] - first[steps + 1]) / (alone - 1) if alone else math.nan
+    return before.step_s(4, steps), alone_s
 
 
 def every_of(text: str, options: Options) -> int:
