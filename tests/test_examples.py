@@ -42,6 +42,7 @@ def _short(job: kv.Job) -> kv.Job:
     return dataclasses.replace(job, steps=3, validate_every=None, validate_batches=1, sample_prompt=None)
 
 
+@pytest.mark.slow
 def test_hospitals_learn_together(tmp_path):
     """The recipe under its own plan and fleet."""
     recipe = load(ROOT / "recipes" / "xray_fedavg.py")

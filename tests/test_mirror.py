@@ -22,7 +22,11 @@ PLANS = [
 ]
 
 
-ROWS = [("gpt deep tied", plan) for plan in PLANS] + [("gpt deep", PLANS[number]) for number in (1, 6, 8)]
+ROWS = [
+    pytest.param(name, plan, marks=[pytest.mark.slow] * ("tp" in plan and len(plan) > 1))
+    for name, plans in (("gpt deep tied", PLANS), ("gpt deep", [PLANS[number] for number in (1, 6, 8)]))
+    for plan in plans
+]
 
 
 @pytest.fixture(scope="module")

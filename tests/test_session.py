@@ -134,6 +134,7 @@ def test_a_step_that_is_skipped_is_left_out_on_every_worker(agent, tmp_path, pla
     assert all(tensor.isfinite().all() for tensor in fourth.values())
 
 
+@pytest.mark.slow
 def test_no_clipping_is_no_clipping(agent, tmp_path):
     free = small.train(agent, tmp_path, small.job(clip_grad_norm=None, optimizer=kv.optimizers.sgd()), name="free")
     wide = small.train(agent, tmp_path, small.job(clip_grad_norm=1e9, optimizer=kv.optimizers.sgd()), name="wide")
@@ -146,6 +147,7 @@ def test_no_clipping_is_no_clipping(agent, tmp_path):
 # -- parts of a job ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_and_a_pattern_that_names_none_is_an_error(agent, tmp_path):
     job = small.job(freeze=("blocks.0.*", "*.bias"))
     run = small.train(agent, tmp_path, job, name="frozen")
@@ -195,6 +197,7 @@ def test_a_profile_is_a_trace_or_the_reason_why_there_is_none(agent, tmp_path, s
 # -- going on ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_goes_on_with_more_steps_and_another_rate(agent, tmp_path):
     first = small.train(agent, tmp_path, small.job(validate_every=None))
     weights = small.state(first)
@@ -210,6 +213,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps_and_another_rate(age
     assert notes(more)[-1] == ("resuming from step 20: steps was 20 and is 26: the schedule follows the new length")
 
 
+@pytest.mark.slow
 def test_a_change_of_the_order_of_samples_is_said(agent, tmp_path):
     small.train(agent, tmp_path, small.job(steps=4))
     changed = small.job(steps=6, seed=1, global_batch=10, data=(small.Samples(50), small.Samples(20)))
@@ -254,6 +258,7 @@ def only_outside_of_meta():
     return layer
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_outlined_is_resumed_all_the_same(agent, tmp_path):
     small.train(agent, tmp_path, small.job(model=only_outside_of_meta, steps=2))
     run = small.train(agent, tmp_path, small.job(model=only_outside_of_meta, steps=4), resume="run")
@@ -265,6 +270,7 @@ def in_evaluation_mode():
     return small.wobbly().eval()
 
 
+@pytest.mark.slow
 def test_a_model_that_comes_in_evaluation_mode_is_trained_all_the_same(agent, tmp_path):
     one = small.train(agent, tmp_path, small.job(model=in_evaluation_mode), name="one")
     two = small.train(agent, tmp_path, small.job(model=small.wobbly), name="two")
@@ -312,6 +318,7 @@ def test_a_stream_goes_on_where_it_was(agent, tmp_path, stream):
     assert any("resuming reads again" in note for note in notes(run)) == (stream is Forgetful)
 
 
+@pytest.mark.slow
 def test_the_loss_scale_of_fp16_is_part_of_a_checkpoint(agent, tmp_path):
     def job(**fields):
         return small.job(objective=Classification(overflow_at(4)), **fields)

@@ -259,6 +259,7 @@ def test_records_are_of_their_kind_and_arrays_go_to_torch_and_back():
 # -- over workers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_do_what_one_process_does_and_a_client_stays_at_its_own():
     found = []
     strategy = flower.FedAvg(
@@ -278,6 +279,7 @@ def test_workers_do_what_one_process_does_and_a_client_stays_at_its_own():
     assert processes[0] == processes[1] == processes[2]
 
 
+@pytest.mark.slow
 def test_a_failure_in_a_worker_keeps_its_partition_and_its_traceback():
     server = flower.ServerApp(
         config=flower.ServerConfig(num_rounds=1), strategy=failing("fail", (3,), accept_failures=False)

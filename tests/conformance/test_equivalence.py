@@ -16,7 +16,8 @@ ROWS = rows(4)
 # than two workers or with something beside them, others that are like a quicker one but for a case or an axis, and most
 # of tp's, whose operators are slow to launch; of these one of each kind is in every run.
 QUICK_TP = ("gpt tied tp=2", "gpt ragged tp=2,sequence_parallel=True")
-QUICK_PP = ("gpt deep dp=2,pp=2", "gpt deep pp=3")
+QUICK_PP = ("gpt deep dp=2,pp=2",)
+QUICK_WIDE = ("gpt dp=3", "gpt dp=2,fsdp=2", *QUICK_PP)
 
 
 def is_slow(row):
@@ -31,7 +32,12 @@ def is_slow(row):
     is_base = row.case == "gpt" and row.plan.precision == "fp64" and row.plan.accumulate < 4
     is_again = row.plan.pp == 1 and row.plan.num_workers > 2 and not is_base
     is_kind = row.plan.pp > 1 and (has_two_stages or row.case not in ("gpt deep", "gpt deep tied", "mlp"))
-    return compiles or shares or is_again or is_kind or (is_variant and row.name not in QUICK_PP)
+    is_wider = row.plan.num_workers > 2 and row.name not in QUICK_WIDE
+    is_other = (
+        row.plan.schedule == "gpipe" or (row.plan.zero < 3 and row.plan.accumulate == 1) or row.case == "instance"
+    )
+    is_rare = is_wider or is_other or (is_variant and row.name not in QUICK_PP)
+    return compiles or shares or is_again or is_kind or is_rare
 
 
 SLOW = [row for row in ROWS if is_slow(row)]

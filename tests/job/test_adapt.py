@@ -92,6 +92,7 @@ def test_peft_loads_the_adapter_and_transformers_the_merged_model(saved, referen
     }
 
 
+@pytest.mark.slow
 def test_a_gpt_of_ours_is_exported_in_the_llama_layout(agent, job, tmp_path):
     model = kv.models.gpt(depth=2, width=16, num_heads=2, num_kv_heads=1)
     run = small.train(agent, tmp_path, job(model=model, adapt=adapt.lora(targets=("*.q", "*.o"))), kv.Island(fsdp=2))
@@ -172,6 +173,7 @@ def test_a_base_that_was_drawn_is_kept_with_its_adapters(agent, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_adapters_is_refused(agent, tmp_path):
     run = small.train(agent, tmp_path, small.job(adapt=adapt.lora(rank=2), steps=4))
     with pytest.raises(CheckpointMismatch, match="other adapters"):

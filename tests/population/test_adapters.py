@@ -42,7 +42,7 @@ def product(weights, name):
     return weights[f"{name}.lora_B.default.weight"] @ weights[f"{name}.lora_A.default.weight"]
 
 
-@pytest.mark.parametrize("way", ["together", "one by one"])
+@pytest.mark.parametrize("way", ["together", pytest.param("one by one", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("freeze_a", [True, False], ids=["B alone", "A and B"])
 def test_the_mean_of_products_is_exact_where_b_alone_is_trained(agent, tmp_path, freeze_a, way):
     job, run = train(agent, tmp_path, kv.adapt.lora(rank=2, freeze_a=freeze_a), way=way)
@@ -58,7 +58,7 @@ def test_the_mean_of_products_is_exact_where_b_alone_is_trained(agent, tmp_path,
     assert any(("exact: B alone" if freeze_a else "approximate") in line for line in told)
 
 
-@pytest.mark.parametrize("freeze_a", [True, False])
+@pytest.mark.parametrize("freeze_a", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_adapters_are_all_that_is_agreed_on(agent, tmp_path, freeze_a):
     job, run = train(agent, tmp_path, kv.adapt.lora(rank=2, freeze_a=freeze_a))
     first = first_weights(dataclasses.replace(job, model=job.adapt.on(job.model))).state_dict()

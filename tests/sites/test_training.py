@@ -104,7 +104,7 @@ def deployed(path, plan, folder):
     return {name: piece.view(shape) for name, piece, shape in zip(kept, pieces, shapes, strict=True)}
 
 
-QUICK = ("scaffold", "personal")
+QUICK = ("scaffold",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in PLANS])

@@ -83,7 +83,7 @@ def alone(tmp_path, **fields):
 @pytest.mark.parametrize(
     "convoy",
     [
-        parameter_server(),
+        pytest.param(parameter_server(), marks=pytest.mark.slow),
         pytest.param(parameter_server(servers=("left", "right")), marks=pytest.mark.slow),
         pytest.param(Convoy(every=1, updates="gradients"), marks=pytest.mark.slow),
         pytest.param(Convoy(every=1, servers=("server",)), marks=pytest.mark.slow),
@@ -374,6 +374,7 @@ def averaged(folder):
     return [event.peer for event in read_events(folder) if isinstance(event, Averaged)]
 
 
+@pytest.mark.slow
 def test_islands_that_gossip_end_with_the_mean_of_all(tmp_path):
     plan = kv.Island() | kv.gossip(every=2)
     folders = train(tmp_path, plan, 3, global_batch=9, hooks=kv.Hooks(on_step=slowly))

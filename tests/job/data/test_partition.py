@@ -62,7 +62,7 @@ def test_who_has_too_few_is_left_out():
         (lambda: kv.data.dirichlet(clients=2, alpha=0), "alpha is above 0"),
         (lambda: kv.data.dirichlet(clients=2, alpha=1, by="label").of(SOURCE), "no such column"),
         (lambda: kv.data.dirichlet(clients=2, alpha=1, by="inputs").of(SOURCE), "holds no classes"),
-        (lambda: kv.data.dirichlet(clients=500, alpha=0.01, least=9).of(SOURCE), "draws leave some client"),
+        (lambda: kv.data.dirichlet(clients=50, alpha=0.01, least=99).of(SOURCE), "draws leave some client"),
         (lambda: kv.data.by_key("labels", least=9999).of(SOURCE), "nobody has so many"),
     ],
 )

@@ -35,7 +35,9 @@ def test_the_hint_names_a_number_of_workers_that_does_it():
         check_fits(module, kv.Island(dp=4), available)  # copies save nothing
 
 
-@pytest.mark.parametrize("plan", [kv.Island(dp=2), kv.Island(tp=2), kv.Island(pp=2)], ids=str)
+@pytest.mark.parametrize(
+    "plan", [kv.Island(dp=2), pytest.param(kv.Island(tp=2), marks=pytest.mark.slow), kv.Island(pp=2)], ids=str
+)
 def test_a_run_that_cannot_fit_ends_at_once(agent, tmp_path, plan):
     model = kv.models.gpt(depth=100, width=65536, num_heads=512, vocab_size=257, seq_len=16)
     (tmp_path / "text.txt").write_text("to be or not to be, " * 300)

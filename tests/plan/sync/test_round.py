@@ -106,7 +106,14 @@ def test_where_rounds_go_by_time_a_slow_islands_work_counts_in_each(by_time):
 def test_nobody_waits_for_the_end_of_a_patience_that_nobody_needs():
     """Where wires say who is out of reach, and who was killed comes back without the model, all go on when all is quiet
     again, however patient they are."""
-    for seed in range(400):
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        assert sum(pool.map(run_patiently, range(0, 400, CHUNK))) > 300
+
+
+def run_patiently(first):
+    """A chunk of seeds; how many were run."""
+    count = 0
+    for seed in range(first, first + CHUNK):
         given = simulation.scenario(seed)
         if given.family != "async":  # whose newcomers take steps here before they are members
             world = simulation.World(given, rules=replace(simulation.RULES, patience_s=600.0))
@@ -114,6 +121,8 @@ def test_nobody_waits_for_the_end_of_a_patience_that_nobody_needs():
             if seed % 4 != 1:  # who has it already
                 world.push(1.0, "hint", "", None)
             world.run()
+            count += 1
+    return count
 
 
 @pytest.mark.parametrize("tenth", range(20))
