@@ -64,13 +64,19 @@ def test_the_same_program_from_the_command_line_option_c(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_the_same_program_under_torchrun(tmp_path, num_workers):
-    text = "run = train(job(), kv.Island(dp=int(os.environ['WORLD_SIZE'])), folder='runs', name='r')\n"
+    text = """
+        run = train(job(), kv.Island(dp=int(os.environ['WORLD_SIZE'])), folder='runs', name='r')
+        with open("threads-" + os.environ["RANK"], "w") as file:
+            file.write(str(len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 1))
+    """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_workers)]
-    with Program(tmp_path, text, command=[*launcher, "program.py"]) as program:
+    with Program(tmp_path, textwrap.dedent(text), command=[*launcher, "program.py"]) as program:
         status, _, err = program.end()
         assert status == 0, err
         program.assert_all_gone()
     assert newest_checkpoint(tmp_path) == 4
+    for number in range(num_workers):  # those of one process group, that torch's own modules hold, and no more
+        assert int((tmp_path / f"threads-{number}").read_text()) <= 5
 
 
 @pytest.mark.slow

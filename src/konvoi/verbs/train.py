@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -85,7 +86,8 @@ def train(
 
         with _launched(job, plan, keeping) as (place, task, run):
             run.end(work(place, task))
-            return Run(run.record.folder)
+        gc.collect()  # with process groups go their threads: one that is busy when the interpreter ends aborts it
+        return Run(run.record.folder)
     with contextlib.ExitStack() as stack:
         return _train_here(
             job,
