@@ -5,13 +5,14 @@ VENV ?= .venv
 PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done),no-python-3.11)
 ARGS ?=
+EXTRAS ?= net
 
 BIN := $(VENV)/bin
 # Not compiled: what is imported compiles itself then, and most of what is installed never is.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-split demo-federation demo-wan test soak equivalence check format docs bench bench-setup constraints clean
+.PHONY: help setup demo demo-split demo-federation demo-wan test soak equivalence check format docs bench bench-setup wheelhouse constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## ?/\1\t/' | expand -t 14
@@ -59,6 +60,12 @@ bench: $(VENV)/.dev  ## every benchmark but wan*.py and xray.py, which take hour
 	set -e; for benchmark in benchmarks/[!_wx]*.py; do $(BIN)/python $$benchmark --json $(ARGS); done
 
 bench-setup: $(VENV)/.bench  ## install the peers that the benchmarks compare with
+
+# The wheel by its path: an index may have something else of that name.
+wheelhouse: $(BIN)/python  ## every wheel that a site needs, in wheels/ (EXTRAS=net,images,lora: what recipes use there)
+	rm -rf wheels
+	$(BIN)/python -m pip wheel --no-deps -w wheels .
+	$(BIN)/python -m pip download --only-binary :all: -d wheels -c constraints.txt $(ARGS) "$$(ls wheels/konvoi-*.whl)[$(EXTRAS)]"
 
 constraints:  ## pin the newest versions of everything but torch
 	rm -rf $(VENV)-fresh

@@ -29,14 +29,19 @@ def join(options: Options) -> None:
 
     invitation = Invitation.load(options.invitation)
     if not invitation.plan:
+        from konvoi.sites.house import House
         from konvoi.verbs import site
 
         if options.data is None:
             hint = "--data PATH: this site's own, which stay where they are"
             raise FleetError("a site of this federation brings data", hint=hint)
         folder = member.enlist(invitation, None, line) / invitation.name
+        if options.hold is not None:
+            House(folder).hold_updates(options.hold)
         site.run(invitation, folder, options.data, line, device=options.device or "cpu")
         return
+    if options.hold is not None:
+        raise FleetError("what is held are updates of sites whose data stay there", found=f"--hold {options.hold}")
     plan = _convoy_plan(member.plan_here(invitation.plan, options.plan))
     recipe = options.recipe or Path(invitation.recipe)
     folder = member.enlist(invitation, recipe, line)

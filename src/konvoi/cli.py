@@ -16,7 +16,7 @@ from konvoi.errors import ConfigError, FleetError, KonvoiError
 from konvoi.fleet.simulated import Simulated
 from konvoi.options import parse
 from konvoi.recipe import check_there, load_recipe, override, recipe_job
-from konvoi.talk import line, out, sinks
+from konvoi.talk import line, out, sinks, written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +107,7 @@ def _generate(options: argparse.Namespace) -> None:
         temperature=options.temperature,
         seed=options.seed,
     )
-    out(options.prompt + text)
+    written(options.prompt + text + "\n")
 
 
 def _report(options: argparse.Namespace) -> None:

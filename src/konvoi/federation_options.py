@@ -43,6 +43,11 @@ def add(verbs: Any, kind: type[argparse.ArgumentParser]) -> None:
     join.add_argument("invitation", help="the file; - reads it from standard input")
     join.add_argument("--data", type=Path, metavar="PATH", help="a site's own, which stay where they are")
     join.add_argument("--device", help="cpu, cuda, ...: where a site trains (cpu)")
+    join.add_argument(
+        "--hold",
+        metavar="WHICH",
+        help="a site's updates wait for a person: first (of each run), each, no; or for a command that looks at each",
+    )
     join.add_argument("--recipe", type=Path, metavar="FILE", help="default: of the invitation's name, in this folder")
     join.add_argument("--plan", default="", metavar="PLAN", help="of the island here, e.g. fsdp=2: each has its own")
     join.add_argument("--address", default="", metavar="HOST:PORT", help="at which others reach this machine")

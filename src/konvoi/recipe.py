@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,27 @@ def override(job: Job, items: Sequence[str]) -> Job:
     if values.keys() & {"steps", "tokens", "epochs"}:
         values = {"steps": None, "tokens": None, "epochs": None} | values
     return dataclasses.replace(job, **values)
+
+
+def needed_by(sources: Mapping[str, bytes]) -> dict[str, str]:
+    """Of all distributions that the sources import, wherever they do, and of what every site needs."""
+    of = importlib.metadata.packages_distributions()
+    found = {"konvoi", "torch", "numpy"}
+    for package in _imported(sources):
+        distributions = {*of.get(package, ())}
+        if len(distributions) == 1:  # else it is a namespace, in which many have their parts
+            found |= distributions
+    return {name: importlib.metadata.version(name) for name in sorted(found)}
+
+
+def _imported(sources: Mapping[str, bytes]) -> set[str]:
+    """Packages that are neither Python's nor among the sources."""
+    own = {name.partition("/")[0].removesuffix(".py") for name in sources}
+    found: set[str] = set()
+    for name, data in sources.items():
+        for one in ast.walk(ast.parse(data)) if name.endswith(".py") else ():
+            if isinstance(one, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in one.names}
+            elif isinstance(one, ast.ImportFrom) and not one.level:
+                found.add(str(one.module).partition(".")[0])
+    return found - own - sys.stdlib_module_names

@@ -20,17 +20,17 @@ from konvoi.observe.events import CheckpointSaved, ClientsEvaluated, Evaluated, 
 from konvoi.plan.island import Island
 from konvoi.population.choosing import SIZES, Costs, Trainer, measure
 from konvoi.population.judging import Sums, judge, mean, spread
+from konvoi.population.keeping import keep_finetuned
 from konvoi.population.one_by_one import OneByOne
-from konvoi.population.reading import reader
+from konvoi.population.reading import Held, reader
 from konvoi.population.rounds import Done, Rounds
+from konvoi.population.running_statistics import refuse_running_statistics
 from konvoi.population.together import Together
 from konvoi.state import checkpoint
 from konvoi.state.record import whole_checkpoints
 from konvoi.task import Outcome, Population, Task
 
-BYTES_OF_ACTIVATIONS = 64  # for each of a sample's, as a guess: what is kept for the backward pass
 AGREED = "clients"  # what their figures of what is agreed are told as
-COPIES = 6  # of a client's weights: themselves, two moments, gradients, and two on their way
 
 
 def work(place: Place, task: Task) -> Outcome:
@@ -60,7 +60,8 @@ class Session:
         self.parts = self.alone.split(self.job.model, self.job.objective, seed=self.job.seed, freeze=self.job.freeze)
         self.learner = Learner(self.job, self.parts, task.prepared.num_steps)
         self.shapes = self.learner.shapes()
-        trained: dict[str, Tensor] = {name: p for name, p in self.learner.parameters.items() if p.requires_grad}
+        self.trained: dict[str, Tensor] = {n: p for n, p in self.learner.parameters.items() if p.requires_grad}
+        self.population, self.keeps = population, population.fleet.keep_finetuned
         self.checkpoints = checkpoint.Checkpoints(
             task.folder / "checkpoints",
             keep=task.keep,
@@ -76,41 +77,51 @@ class Session:
         self.evaluated, self.saved = -1, self.start
         clients = task.folder / "clients"
         self.federation = Rounds(
-            self.job, population.plan, population.fleet, population.indices, trained, self.place, clients, self.start
+            self.job,
+            population.plan,
+            population.fleet,
+            population.indices,
+            self.trained,
+            self.place,
+            clients,
+            self.start,
         )
         if found is not None:
             self._restore(found[1])
         source, fleet = task.prepared.splits.train, population.fleet
-        self.read = reader(source, self.job.seed, self.job.collate, island.device, fleet.memory)
+        # Half of the room at most, so that there is some for stacks.
+        self.read = reader(source, self.job.seed, self.job.collate, island.device, fleet.memory // 2)
+        self.most = max(population.indices, key=len)  # samples of one client
+        refuse_running_statistics(self.alone, self.parts, self.read, self.most)
         self.held_out = population.held_out if any(map(len, population.held_out)) else ()
-        self.trainer, why = self._measure(population, trained)
-        size = sum(p.numel() for p in trained.values())
+        self.trainer, why = self._measure(population)
+        size = sum(p.numel() for p in self.trained.values())
         self.emit(Ready(num_parameters=size, seconds=time.perf_counter() - begin, note=why))
 
-    def _measure(self, population: Population, trained: dict[str, Tensor]) -> tuple[Trainer, str]:
+    def _measure(self, population: Population) -> tuple[Trainer, str]:
         """How clients are trained here; the costs, and so who trains whom, are the first worker's."""
         fleet, read, num_rounds = population.fleet, self.read, self.task.prepared.num_steps
         one_by_one = OneByOne(self.alone, self.parts, self.job, num_rounds, read)
         if fleet.way == "one by one":
             return Trainer(one_by_one, None, Costs(1.0)), "clients are trained one by one, as asked for"
-        batch = max(population.indices, key=len)[: self.job.global_batch]
-        sample = read(batch[:1], 0)
-        size = sum(t.numel() * t.element_size() for t in sample.values() if isinstance(t, Tensor))
-        own = sum(p.numel() * p.element_size() for p in trained.values()) * COPIES
-        most = max(2, fleet.memory // (own + size * len(batch) * BYTES_OF_ACTIVATIONS))
-        sizes = sorted({min(one, most) for one in ((fleet.at_once,) if fleet.at_once else SIZES)}, reverse=True)
+        batch = self.most[: self.job.global_batch]
+        sizes = (fleet.at_once,) if fleet.at_once else SIZES
+        room = fleet.memory - (read.size if isinstance(read, Held) else 0)
+        local = population.plan.local
+        assert local is not None
 
         def together() -> Together:
             if self.task.plan.precision not in ("fp32", "fp64"):
                 raise PlanError(f"{self.task.plan.precision} is not batched, so far")
-            return Together(self.parts.modules[0], self.job, num_rounds, read, self.island.device, sizes)
+            return Together(self.parts.modules[0], self.job, num_rounds, read, self.island.device)
 
-        trainer, why = measure(one_by_one, together, [*trained.values()], batch, sizes)
+        trainer, why = measure(one_by_one, together, [*self.trained.values()], batch, sizes, room, local)
         must = fleet.way == "together"
         if must and trainer.together is None:
             raise PlanError(why, found='way="together"', hint='way="measured" trains them one by one')
-        costs = self.island.gather_objects(trainer.costs)[0]
-        return dataclasses.replace(trainer, costs=dataclasses.replace(costs, alone=1e9) if must else costs), why
+        costs, can_fill_up = self.island.gather_objects((trainer.costs, trainer.can_fill_up))[0]
+        costs = dataclasses.replace(costs, alone=1e9) if must else costs
+        return dataclasses.replace(trainer, costs=costs, can_fill_up=can_fill_up), why
 
     @property
     def has_converged(self) -> bool:
@@ -181,7 +192,7 @@ class Session:
 
     def _sums(self, client: int) -> tuple[int, Sums]:
         """The weights that the module has over what a client keeps for evaluation."""
-        held = self.held_out[client]
+        held = self.population.held_out[client]
         return client, judge(self.alone, self.parts, self.job.objective, self.read, held, self.job.global_batch)
 
     def finetune(self, step: int) -> None:
@@ -189,9 +200,14 @@ class Session:
         if self.job.validate_every == 0:  # what it was before has not been told
             self._tell_clients(step, AGREED, map(self._judge, self._mine()), time.perf_counter(), decides=False)
         begin = time.perf_counter()
-        who = [client for client, held in enumerate(self.held_out) if len(held)]
-        tuned = map(self._sums, self.federation.tuned(who, self.trainer))
+        who = [client for client, held in enumerate(self.population.held_out) if len(held) or self.keeps]
+        tuned = map(self._finetuned, self.federation.tuned(who, self.trainer))
         self._tell_clients(step, f"{AGREED}, fine-tuned", tuned, begin, decides=False)
+
+    def _finetuned(self, client: int) -> tuple[int, Sums]:
+        if self.keeps:
+            keep_finetuned(self.task.folder, client, self.trained)
+        return self._sums(client)
 
     def _tell_clients(
         self, step: int, split: str, mine: Iterable[tuple[int, Sums]], begin: float, *, decides: bool

@@ -58,7 +58,8 @@ def _approve(house: Any, options: Options) -> None:
     from konvoi.verbs import site
 
     pack = site.approve(house, options.pack)
-    line(f"approved: {pack.name} {pack.hash}; `konvoi federation withdraw {pack.name}` takes it back")
+    rounds = f"{house.rounds(pack):,} rounds of all its runs together"
+    line(f"approved: {pack.name} {pack.hash}, {rounds}; `konvoi federation withdraw {pack.hash[:12]}` takes it back")
 
 
 def _withdraw(house: Any, options: Options) -> None:

@@ -1,4 +1,4 @@
-"""What the command says: data to stdout, talk to stderr."""
+"""What the command says: data to stdout, talk to stderr; and nothing in it hides from a screen."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from konvoi.units import visible
+
 
 def out(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    written(visible(text, but="\n\t") + "\n")
+
+
+def written(text: str) -> None:
+    """What a model wrote goes out as it is: it is the data."""
+    sys.stdout.write(text)
 
 
 def lines(found: Iterable[str]) -> None:
     for one in found:
-        out(one)
+        out(visible(one))
 
 
 def line(text: str) -> None:
     if sys.stderr is not None:  # a service may run with it closed
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(visible(text, but="\n\t") + "\n")
         sys.stderr.flush()
 
 

@@ -11,7 +11,8 @@ from konvoi.errors import CheckpointMismatch, StateError
 from konvoi.job.job import Job
 from konvoi.learner import check_same_model, shapes_of
 from konvoi.plan.split.materialize import build, materialize
-from konvoi.state import checkpoint, shards
+from konvoi.population.keeping import path_of_finetuned
+from konvoi.state import checkpoint, safetensors, shards
 from konvoi.state.record import Record, whole_checkpoints
 
 
@@ -25,8 +26,9 @@ def newest(record: Record) -> tuple[int, Any]:
     return whole[-1]
 
 
-def load_model(record: Record, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The module with the weights that the run ended with (averaged, where the job keeps an average), on the CPU.
+def load_model(record: Record, dtype: torch.dtype = torch.float32, client: int | None = None) -> nn.Module:
+    """The module with the weights that the run ended with (averaged, where the job keeps an average), on the CPU; or
+    as a simulated client has fine-tuned them.
 
     Raises: StateError, CheckpointMismatch.
     """
@@ -38,7 +40,17 @@ def load_model(record: Record, dtype: torch.dtype = torch.float32) -> nn.Module:
     check_same_model(facts["shapes"], shapes_of(module))
     materialize(module, job.seed, device, [("", module)], lambda unit: None)
     module.load_state_dict(shards.read_whole(path, "model.") | shards.read_whole(path, "ema."), strict=False)
+    if client is not None:
+        module.load_state_dict(_finetuned(record, client), strict=False)
     return module.eval()
+
+
+def _finetuned(record: Record, client: int) -> dict[str, torch.Tensor]:
+    path = path_of_finetuned(record.folder, client)
+    if not path.exists():
+        hint = "kv.fedavg(finetune=2), and kv.fleet.simulated(..., holdout=0.2, keep_finetuned=True)"
+        raise StateError("this run keeps nothing that this client has fine-tuned", found=f"client {client}", hint=hint)
+    return safetensors.read(path)
 
 
 def check_resumable(job: Job, record: Record) -> None:

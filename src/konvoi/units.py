@@ -1,6 +1,12 @@
-"""How quantities print: seconds, bytes, tokens, joules."""
+"""How quantities print: seconds, bytes, tokens, joules; and text that others have written."""
 
 from __future__ import annotations
+
+import unicodedata
+
+# Control, format (bidi marks, zero width), lone surrogates, line and paragraph separators: what moves a cursor, turns
+# text around or is not seen, so that something else is read than what is there.
+HIDING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def format_seconds(seconds: float) -> str:
@@ -31,6 +37,21 @@ def format_count(count: float) -> str:
     ('257', '26.4 k', '1.4 M')
     """
     return f"{count:.0f}" if count < 1000 else _scaled(count).rstrip()
+
+
+def visible(text: str, but: str = "\t") -> str:
+    r"""Of text that came from outside, one line that shows all that is in it.
+
+    >>> visible("a\x1b[2Kb"), visible("a\u202eb\n")
+    ('a\\x1b[2Kb', 'a\\u202eb\\n')
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(one if one in but or not hides(one) else repr(one)[1:-1] for one in text)
+
+
+def hides(character: str) -> bool:
+    return unicodedata.category(character) in HIDING
 
 
 def _scaled(value: float) -> str:

@@ -77,7 +77,7 @@ def test_each_equals_its_twin(agent, tmp_path, name, world, way):
             torch.testing.assert_close(torch.tensor(rows[client]).double(), whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["scaffold", "fedadam", "personal"])
+@pytest.mark.parametrize("name", ["scaffold", "fedadam", "personal", "fedbuff"])
 def test_a_run_that_is_resumed_goes_the_same_way(agent, tmp_path, name):
     """Also what clients keep goes back to the checkpoint: here two rounds, as if they had been lost."""
     fleet = kv.fleet.simulated(SKEWED, 2, way="one by one", dropout=0.2)

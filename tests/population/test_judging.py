@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import konvoi as kv
-from konvoi.errors import FleetError, JobError, PlanError
+from konvoi.errors import FleetError, JobError, PlanError, StateError
 from konvoi.job.data.partition import keep_back
 from konvoi.observe.events import ClientsEvaluated, Evaluated
 from konvoi.population.cohorts import order
@@ -160,3 +160,30 @@ def test_what_fine_tuning_brings_is_told_where_nothing_else_is_evaluated(agent, 
         train(agent, tmp_path, kv.fedavg(rounds=2, finetune=1), fleet=kv.fleet.simulated(SKEWED), validate_every=0)
     with pytest.raises(PlanError, match="finetune is a number of epochs"):
         kv.fedavg(finetune=-1)
+
+
+def test_what_clients_have_fine_tuned_is_kept_where_that_is_asked_for(agent, tmp_path):
+    """Of all of them, also of who has nothing to evaluate it on; the run's own weights stay what was agreed."""
+    plan = kv.fedavg(rounds=2, finetune=1)
+    fleet = kv.fleet.simulated(SKEWED, 2, holdout=0.3, keep_finetuned=True)
+    job, run, _ = train(agent, tmp_path, plan, fleet=fleet)
+    mine, held = keep_back(SKEWED.of(SOURCE), 0.3)
+    assert not all(map(len, held))
+    model = first_weights(job)
+    history, _ = rounds(model, SOURCE, mine, plan, fleet, lr=LR, batch=job.global_batch)
+    for client, rows in enumerate(mine):
+        model.load_state_dict(history[-1])
+        sizes = kv.Local(epochs=1).sizes(len(rows), job.global_batch)
+        expected = local(model, (), SOURCE, order(job.seed, client, 3, rows, sizes), lr=LR)
+        for name, weight in run.model(client=client).named_parameters():
+            torch.testing.assert_close(weight.double(), expected[name], rtol=1e-5, atol=1e-6)
+    for name, weight in run.model().named_parameters():
+        torch.testing.assert_close(weight.double(), history[-1][name], rtol=1e-5, atol=1e-6)
+    with pytest.raises(StateError, match="keeps nothing that this client has fine-tuned"):
+        run.model(client=7)
+
+
+def test_where_nothing_is_fine_tuned_nothing_can_be_kept(agent, tmp_path):
+    fleet = kv.fleet.simulated(SKEWED, holdout=0.3, keep_finetuned=True)
+    with pytest.raises(PlanError, match="nothing is fine-tuned"):
+        train(agent, tmp_path, kv.fedavg(rounds=2), fleet=fleet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import numpy as np
@@ -10,8 +11,17 @@ import torch
 from torch import nn
 
 import konvoi as kv
+from konvoi.fleet.worker import Place
+from konvoi.island import LiveIsland
+from konvoi.job.data.partition import keep_back
 from konvoi.job.data.tensors import Arrays
 from konvoi.observe.events import Evaluated
+from konvoi.plan.island import Island
+from konvoi.population.choosing import Costs, Trainer
+from konvoi.population.judging import judge, mean
+from konvoi.population.one_by_one import OneByOne
+from konvoi.population.reading import reader
+from konvoi.population.rounds import Rounds
 from tests import small
 
 CLASSES, ROUNDS = 4, 20
@@ -110,3 +120,115 @@ def test_the_more_proximal_the_shorter_the_moves(federate):
     assert first == sorted(first, reverse=True)
     assert first[-1] < first[0] / 2
     assert first[0] == pytest.approx(federate("one class each", fedavg(30))[1][0], rel=1e-9)
+
+
+class Here:
+    """A federation in this process, one client after the other, without a run's folder; in float64."""
+
+    def __init__(self, job, source, plan, fleet, folder, held_out=0.0):
+        place, self.job = Place(0, 1), job
+        self.island = LiveIsland(place, Island(precision="fp64"), torch.device("cpu"), None)
+        self.parts = self.island.split(job.model, job.objective, seed=job.seed)
+        self.read = reader(source, job.seed, None, self.island.device, 1 << 20)
+        mine, self.held = keep_back(fleet.division.of(source), held_out)
+        self.rounds = Rounds(job, plan, fleet, mine, dict(self.parts.named_parameters()), place, folder)
+        one_by_one = OneByOne(self.island, self.parts, job, plan.rounds, self.read)
+        self.trainer = Trainer(one_by_one, None, Costs(1.0))
+        self.plan = plan
+
+    def next(self):
+        """The simulated seconds that a round has taken, or its end where nobody waits."""
+        seconds = self.rounds.next(self.trainer).seconds
+        self.rounds.load()
+        return seconds
+
+    def train(self):
+        for _ in range(self.plan.rounds):
+            self.next()
+        return self
+
+    def figures(self, client, rows):
+        """Of what a client has, over these samples."""
+        self.rounds.load(client)
+        return judge(self.island, self.parts, self.job.objective, self.read, rows, 1000)
+
+    def figure(self, name):
+        """The mean over all that clients keep for evaluation."""
+        return mean([self.figures(client, rows) for client, rows in enumerate(self.held) if len(rows)])[name]
+
+
+def plain(model, objective, **fields):
+    return kv.Job(
+        model=model, data=DATA, objective=objective, schedule=kv.schedules.constant(), clip_grad_norm=None, **fields
+    )
+
+
+WORDS = (0.5, 0.3, 0.1, 0.03, 0.01, 0.005)  # how often each is in a text
+TEXTS = (np.random.default_rng(0).random((1200, 6)) < np.array(WORDS)).astype(np.float32)
+MEANINGS = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+
+
+def no_meanings():
+    model = nn.Linear(6, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    return model
+
+
+def test_adaptive_outer_steps_learn_what_is_rare(tmp_path):
+    """arXiv 2003.00295, section 5: where gradients are sparse, FedAdam and FedYogi beat FedAvg at its best rate."""
+    source = Arrays({"inputs": TEXTS, "targets": (TEXTS @ MEANINGS.float().numpy())[:, None]})
+    fields = {"optimizer": kv.optimizers.sgd(lr=0.1), "global_batch": 300}
+    job = plain(no_meanings, kv.objectives.regression(), **fields)
+    fleet = kv.fleet.simulated(kv.data.iid(clients=4))
+
+    def error(plan):
+        (weight,) = Here(job, source, plan, fleet, tmp_path).train().parts.modules[0].parameters()
+        return (weight[0] - MEANINGS).square().mean().item()
+
+    rates = (4.0, 8.0, 12.0, 16.0, 18.0)
+    errors = [error(kv.fedavg(rounds=40, steps=1, outer_lr=rate)) for rate in rates]
+    assert errors.index(min(errors)) < len(rates) - 1  # its best rate lies among these
+    for adaptive in (kv.fedadam, kv.fedyogi):
+        assert error(adaptive(rounds=40, steps=1, outer_lr=0.15)) < min(errors) / 4
+
+
+@pytest.mark.parametrize(("spread", "times"), [(1.5, 2.0), (0.0, 0.4)], ids=["some are slow", "all are alike"])
+def test_who_waits_for_nobody_is_there_sooner_where_some_are_slow(tmp_path, spread, times):
+    """arXiv 2106.06639, section 5: by the simulated clock, and where all are alike it is not."""
+    job = plain(zeros, kv.objectives.regression(), optimizer=kv.optimizers.sgd(lr=0.02), global_batch=16)
+    fleet = kv.fleet.simulated(kv.data.iid(clients=12), spread=spread)
+
+    def clock(plan):
+        here, now = Here(job, DATA, plan, fleet, tmp_path), 0.0
+        for _ in range(plan.rounds):
+            seconds = here.next()
+            now = seconds if plan.at_once else now + seconds
+            if mean([here.figures(None, np.arange(200))])["loss"] - least() < 0.02:
+                return now
+        return np.inf
+
+    waiting = clock(kv.fedavg(rounds=12, steps=10, quorum=1.0))
+    buffered = clock(kv.fedbuff(rounds=60, steps=10, buffer=3, cohort=12))
+    assert waiting < np.inf
+    assert (waiting / buffered > times) if spread else (times < waiting / buffered < 1.5)
+
+
+@pytest.mark.parametrize("kind", ["permuted", "alike"])
+def test_personal_heads_help_where_labels_mean_something_else_to_each(tmp_path, kind):
+    """arXiv 1912.00818, section 4; and where all are alike, a head that all have learnt is better."""
+    client = np.arange(200) // CLASSES % CLASSES
+    labels = (LABELS + client) % CLASSES if kind == "permuted" else LABELS
+    source = Arrays({"inputs": INPUTS.astype(np.float32), "labels": labels, "client": client})
+    model = kv.models.mlp((16,), input_shape=(6,), num_outputs=CLASSES)
+    fields = {"optimizer": kv.optimizers.sgd(lr=0.2), "global_batch": 16}
+    job = plain(model, kv.objectives.classification(), **fields)
+    fleet = kv.fleet.simulated(kv.data.by_key("client"))
+
+    def figures(personal):
+        plan = kv.fedavg(rounds=10, epochs=2, personal=personal)
+        here = Here(job, source, plan, fleet, tmp_path, held_out=0.3).train()
+        with contextlib.closing(here.rounds):
+            return here.figure("loss"), here.figure("accuracy")
+
+    (own_loss, own_accuracy), (loss, accuracy) = figures(("head.*",)), figures(())
+    assert own_accuracy > accuracy + 0.3 if kind == "permuted" else own_loss > loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -24,6 +25,7 @@ from konvoi.population.together import Together
 from konvoi.population.work import Work
 from tests import small
 
+ROOM = 1 << 30
 SIZES = (1, 3, (5, 3))
 STEPS = (1, 2, (2, 1))
 EDGES = (0, 1, (2, 1))
@@ -64,6 +66,14 @@ def test_rules_leave_alone_what_they_do_not_know():
     torch.testing.assert_close(found, torch.stack([model(*one) for one in zip(x, weight, strict=True)]))
     with Rules():  # and outside of vmap
         torch.testing.assert_close(F.conv2d(x[0], weight[0], groups=2), F.conv2d(x[0], weight[0], None, 1, 0, 1, 2))
+
+
+class Unlabelled(small.Samples):
+    """Its last ten count nothing."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return {**sample, "labels": np.int64(-100 if index in NOTHING else sample["labels"])}
 
 
 class Images:
@@ -120,6 +130,7 @@ def works(parameters, lengths, *, proximal=0.0, corrected=False, seed=0):
     return [Work(3, [one.clone() for one in weights], batches, proximal, corrections) for _ in range(2)]
 
 
+NOTHING = range(60, 70)  # samples of `Unlabelled` that count nothing
 EQUAL = [[8] * 3] * 5
 UNEVEN = [[8] * 6, [8, 8, 3], [1], [8, 5], [2, 2, 2, 2], [8] * 6, [7], [4] * 2]
 
@@ -173,12 +184,15 @@ def test_what_cannot_be_batched_is_trained_one_by_one_and_says_why(fields, why):
     parts = island.split(job.model, job.objective, seed=0)
     read = reader(small.Samples(60), 0, None, cpu, 1 << 20)
     one_by_one = OneByOne(island, parts, job, 10, read)
+    parameters = [p.detach() for p in parts.modules[0].parameters()]
     trainer, told = measure(
         one_by_one,
-        lambda: Together(parts.modules[0], job, 10, read, cpu, (2,)),
-        [p.detach() for p in parts.modules[0].parameters()],
+        lambda: Together(parts.modules[0], job, 10, read, cpu),
+        parameters,
         np.arange(8),
         (2,),
+        ROOM,
+        kv.Local(),
     )
     assert trainer.together is None
     assert [(start, stop) for start, stop, _ in trainer.costs.divide([1, 1])] == [(0, 1), (1, 2)]
@@ -206,7 +220,85 @@ def test_pieces_cost_least():
 
 
 def test_a_way_that_must_be_and_cannot_is_refused(agent, tmp_path):
-    job = small.job(model=small.wobbly, steps=None)
+    job = small.job(optimizer=kv.optimizers.muon(matrices="*weight"), steps=None)
     fleet = kv.fleet.simulated(kv.data.iid(clients=3), 1, way="together")
-    with pytest.raises(PlanError, match="statistics beside its parameters"):
+    with pytest.raises(PlanError, match="looks at a matrix as a whole"):
         kv.train(job, kv.fedavg(rounds=2), fleet, folder=tmp_path, sinks=[], agent=agent)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_one_client_in_a_stack_is_bit_by_bit_what_it_is_alone(model, optimizer):
+    recipe, source = MODELS[model]
+    job = small.job(
+        model=recipe, optimizer=OPTIMIZERS[optimizer], clip_grad_norm=None, steps=None, freeze=FROZEN.get(model, ())
+    )
+    one_by_one, together, parameters = both(job, source, ())
+    for options in ({}, {"proximal": 0.3, "corrected": True}):
+        slow, fast = works(parameters, [[8, 8, 8]], **options)
+        expected, found = one_by_one.train(slow), together.train(fast)
+        assert all(map(torch.equal, fast.weights, slow.weights))
+        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
+
+
+def meeting():
+    """What a sample comes to depends on the others of its batch."""
+    return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12, track_running_stats=False), nn.ReLU(), nn.Linear(12, 2))
+
+
+def measured(job, source, sizes, memory=ROOM, local=None):
+    """Both ways as a run finds them, with what it says of them."""
+    one_by_one, together, parameters = both(job, source, ())
+    return *measure(
+        one_by_one, lambda: together, parameters, np.arange(8), sizes, memory, local or kv.Local()
+    ), parameters
+
+
+def test_clients_whose_samples_meet_in_the_model_are_not_filled_up():
+    trainer, told, parameters = measured(
+        small.job(model=meeting, optimizer=OPTIMIZERS["sgd"], steps=None), small.Samples(60), (2,)
+    )
+    assert told.endswith("where their batches are of one size")
+    lengths = [(8, 8, 3), (8, 5), (8, 8, 3), (8, 4), (8, 5), (8, 8)]
+    pieces = [piece for _, piece in dataclasses.replace(trainer, costs=Costs(1e9, trainer.costs.stacks)).pieces(
+        range(len(lengths)), lengths, 1
+    )]  # fmt: skip
+    assert sorted(pieces) == [[0, 2], [1, 4], [3], [5]]
+    for piece in pieces:
+        slow, fast = works(parameters, [lengths[client] for client in piece])
+        trainer.one_by_one.train(slow)
+        trainer.way(len(piece)).train(fast)
+        for mine, theirs in zip(fast.weights, slow.weights, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_clients_whose_samples_do_not_meet_are(model):
+    recipe, source = MODELS[model]
+    job = small.job(model=recipe, steps=None, freeze=FROZEN.get(model, ()))
+    trainer, told, _ = measured(job, source, (2,))
+    assert trainer.can_fill_up
+    assert told.startswith("2 clients are trained together")
+
+
+@pytest.mark.parametrize("can_fill_up", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_batch_that_counts_nothing_is_no_step(optimizer, can_fill_up):
+    """Neither decay nor momentum, proximal term nor correction moves a client by it, and no bias is corrected by it."""
+    recipe, _ = MODELS["mlp"]
+    job = small.job(model=recipe, optimizer=OPTIMIZERS[optimizer], steps=None)
+    one_by_one, together, parameters = both(job, Unlabelled(70), (4, 2))
+    together.can_fill_up = can_fill_up
+    lengths = [[8, 8, 8, 3]] * 6
+    nothing = {(0, 1), (1, 0), (1, 1), (2, 3), *((3, step) for step in range(4)), (4, 0), (4, 3)}
+    for options in ({}, {"proximal": 0.3, "corrected": True}):
+        slow, fast = works(parameters, lengths, **options)
+        for client, step in nothing:
+            slow.batches[client][step] = fast.batches[client][step] = np.array(NOTHING)[: lengths[client][step]]
+        before = [one[3].clone() for one in fast.weights]
+        expected, found = one_by_one.train(slow), together.train(fast)
+        for mine, theirs in zip(fast.weights, slow.weights, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(mine[3], at_first) for mine, at_first in zip(fast.weights, before, strict=True))
+        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.weights, expected.weights)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -37,6 +39,26 @@ def test_who_was_killed_while_writing_had_sent_nothing(tmp_path):
     path = fill(tmp_path / "outbox.jsonl")
     path.write_text(path.read_text() + '{"number": 5, "at":')
     assert [one.number for one in read(fill(path, 1))] == list(range(6))
+
+
+def test_nothing_may_be_sent_that_cannot_be_written_down(tmp_path, monkeypatch):
+    path = fill(tmp_path / "outbox.jsonl", 2)
+    before, outbox, write = path.read_bytes(), Outbox(path), os.write
+
+    def full(descriptor, data):
+        if len(data) < 50:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:-10])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(StateError, match="nothing leaves") as raised:
+            outbox.record("server", "xrays", "ab" * 32, "update", ("move",), b"x")
+    assert "No space left" in raised.value.found
+    assert path.read_bytes() == before
+    outbox.record("server", "xrays", "ab" * 32, "update", ("move",), b"y")  # there is room again
+    outbox.close()
+    assert [one.number for one in read(path)] == [0, 1, 2]
 
 
 def _change(lines):

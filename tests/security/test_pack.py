@@ -14,7 +14,7 @@ from konvoi.errors import StateError
 from konvoi.security import pack as packs
 from konvoi.security.identity import is_signed, make_signer, sign
 from konvoi.security.leaving import Field, Frame, Listed
-from konvoi.security.pack import Pack, difference, initial, read
+from konvoi.security.pack import Pack, difference, frozen, initial, read
 
 WEIGHTS = bytes(12)
 PACK = Pack(
@@ -146,3 +146,67 @@ def test_the_weights_to_begin_with_are_those_that_were_signed(tmp_path, key):
     rewritten(path, lambda files: files.pop("initial"))
     with pytest.raises(StateError, match="no weights to begin with"):
         initial(path, PACK)
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "a/b", "a\\b", "", ".hidden", "-rf", "a\nb", "a\0b", "x" * 101])
+def test_a_name_that_is_no_files_is_no_packs(tmp_path, key, name):
+    with pytest.raises(StateError, match="no name of a pack"):
+        dataclasses.replace(PACK, name=name)
+    made = dataclasses.replace(PACK)
+    object.__setattr__(made, "name", name)  # by somebody who has changed the program
+    made.write(tmp_path / "a.pack", key, WEIGHTS)
+    with pytest.raises(StateError, match="no name of a pack"):
+        read(tmp_path / "a.pack")
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (b"x = 1  # \x1b[1A\x1b[2K\n", "not shown as what it is: '\\x1b'"),
+        ("x = 1  # \u202e)(live\n".encode(), "not shown as what it is: '\\u202e'"),
+        ("x\u200b = 1\n".encode(), "not shown as what it is: '\\u200b'"),
+        (b"x = 1\rimport os\n", "not shown as what it is: '\\r'"),
+        (b"x = '\xe9'\n", "not in UTF-8"),
+        (b"\x7fELF\x00\xff", "not in UTF-8"),
+        (b"# coding: utf-7\n# +AAo-import os\n", "not in UTF-8"),
+        (b"# coding: unicode_escape\n# \\u000aimport os\n", "not in UTF-8"),
+        (b"# coding: nonsense\n", "not in UTF-8"),
+    ],
+)
+def test_a_source_that_a_screen_would_show_as_another_is_refused(tmp_path, key, monkeypatch, source, why):
+    pack = dataclasses.replace(PACK, sources={**PACK.sources, "helper.py": source})
+    with pytest.raises(StateError, match="nobody would take this pack"):
+        pack.write(tmp_path / "a.pack", key, WEIGHTS)
+    with monkeypatch.context() as careless:
+        careless.setattr(packs, "_check", lambda pack: None)
+        pack.write(tmp_path / "a.pack", key, WEIGHTS)
+    with pytest.raises(StateError, match="no pack") as raised:
+        read(tmp_path / "a.pack")
+    assert why in raised.value.found
+
+
+@pytest.mark.parametrize(
+    "source", ["# coding: utf8\nx = 'é'\n", "\ufeffx = 1\n", "x = 1\r\n\ty = 2\r\n", "", "name = '肺炎 שלום'\n"]
+)
+def test_a_source_in_any_language_is_shown_as_it_is(tmp_path, key, source):
+    pack = dataclasses.replace(PACK, sources={**PACK.sources, "helper.py": source.encode()})
+    pack.write(tmp_path / "a.pack", key, WEIGHTS)
+    assert read(tmp_path / "a.pack")[0] == pack
+
+
+def test_a_name_of_a_source_hides_nothing_either(tmp_path, key):
+    pack = dataclasses.replace(PACK, sources={**PACK.sources, "a\x1b[2K.py": b""})
+    with pytest.raises(StateError, match="nobody would take this pack"):
+        pack.write(tmp_path / "a.pack", key, WEIGHTS)
+
+
+def test_the_weights_that_nobody_trains_are_those_that_were_signed(tmp_path, key):
+    path, one = tmp_path / "a.pack", dataclasses.replace(PACK, frozen=hashlib.sha256(b"stays").hexdigest())
+    one.write(path, key, WEIGHTS, b"stays")
+    assert read(path)[0] == one
+    assert one.hash != PACK.hash
+    assert frozen(path, one) == b"stays"
+    assert frozen(path, PACK) == b""
+    rewritten(path, lambda files: files.update({"frozen": b"goes"}))
+    with pytest.raises(StateError, match="not those that were signed"):
+        frozen(path, one)

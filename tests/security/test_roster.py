@@ -1,6 +1,8 @@
 """Who may come, and who may no longer."""
 
+import errno
 import json
+import os
 import stat
 
 import pytest
@@ -77,6 +79,35 @@ def test_two_processes_see_what_the_other_adds_and_a_third_reads_all(roster):
     third = Roster.open(roster.path)
     assert (third.members, set(third.invited), third.revoked) == ({}, {"b"}, {"a": "one"})
     assert third.begun == ("c", "d")
+
+
+def test_an_entry_for_which_there_is_no_room_is_none(roster, monkeypatch):
+    token = roster.invite("a", NOW)
+    before, write = roster.path.read_bytes(), os.write
+
+    def full(descriptor, data):
+        if len(data) < 50:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:-10])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(StateError, match="cannot be written"):
+            roster.admit("a", "one", NOW)
+    assert roster.path.read_bytes() == before
+    roster.accept("a", token, NOW)  # it is not used up
+    roster.admit("a", "one", NOW)
+    assert Roster.open(roster.path).members == {"a": "one"}
+
+
+def test_a_line_that_cannot_be_read_makes_nothing_count_again(roster):
+    roster.invite("a", NOW)
+    with roster.path.open("a") as file:
+        file.write(json.dumps({"what": "joined", "name": "a", "fingerprint": "x", "at": NOW}) + "\nno json\n")
+    for _ in range(3):
+        with pytest.raises(StateError, match="cannot be read"):
+            roster.refresh()
+    assert roster.entries == 2
 
 
 def test_half_a_line_is_read_when_it_is_whole(roster):

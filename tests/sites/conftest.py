@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from konvoi.fleet.desk import Desk
-from konvoi.fleet.wire.dial import Dial, ask
+from konvoi.fleet.wire.dial import Dial, as_answer, ask
 from konvoi.plan.federated import fedavg
 from konvoi.security.identity import Authority, Identity, make_signer
 from konvoi.security.identity import ask as make_key
@@ -20,7 +20,7 @@ from konvoi.sites import part
 from konvoi.sites.hall import Hall, submit
 from konvoi.sites.house import House
 from konvoi.sites.orders import Result
-from konvoi.sites.protocol import hash_of, leaves, told_of
+from konvoi.sites.protocol import PROTOCOL, fields, hash_of, leaves, told_of
 from konvoi.sites.site import Here, Site
 
 SHAPES = {"weight": (2, 3), "bias": (2,)}
@@ -167,6 +167,40 @@ class Federation:
 
     def hosted(self, number=0):
         return [*self.hall.runs.values()][number]
+
+
+class Puppet:
+    """A member whose frames are made by hand."""
+
+    def __init__(self, federation, name, pack):
+        self.folder = federation.enrol(name)
+        self.dial = Dial(federation.dial, federation.authority.certificate.decode(), self.folder)
+        self.house, self.federation = House(self.folder), federation
+        self.pack, _ = self.house.take_in(pack)
+
+    def post(self, data):
+        status, told = self.dial.post("/frame", data)
+        return as_answer(status, told)
+
+    def ask(self, doing=1):
+        run = bytes.fromhex(self.federation.hosted().run.hash)
+        return self.post(PROTOCOL.build("ask", {"run": run, "doing": doing, "waits": 0}))
+
+    def frame(self, facts, *, move=1.0, samples=1, **other):
+        values = {
+            "run": bytes.fromhex(self.federation.hosted().run.hash),
+            "round": facts["round"],
+            "base": bytes.fromhex(facts["base"]),
+            "samples": samples,
+            "loss": 0.5,
+            **fields(self.pack.leaves, np.full(NUMBERS, -move, np.float32), "move"),
+            **other,
+        }
+        return self.pack.leaves.build("update", values)
+
+
+def weights(run):
+    return np.frombuffer((run.folder / "weights" / run.state.base).read_bytes(), "<f4")
 
 
 @pytest.fixture

@@ -14,39 +14,8 @@ from konvoi.fleet.wire.dial import Dial, as_answer, ask
 from konvoi.plan.federated import fedavg, fedbuff
 from konvoi.security.identity import Authority, Identity
 from konvoi.security.identity import ask as make_key
-from konvoi.sites.house import House
-from konvoi.sites.protocol import PROTOCOL, fields
-from tests.sites.conftest import NUMBERS, make_pack
-
-
-class Puppet:
-    """A member whose frames are made by hand."""
-
-    def __init__(self, federation, name, pack):
-        self.folder = federation.enrol(name)
-        self.dial = Dial(federation.dial, federation.authority.certificate.decode(), self.folder)
-        self.house, self.federation = House(self.folder), federation
-        self.pack, _ = self.house.take_in(pack)
-
-    def post(self, data):
-        status, told = self.dial.post("/frame", data)
-        return as_answer(status, told)
-
-    def ask(self, doing=1):
-        run = bytes.fromhex(self.federation.hosted().run.hash)
-        return self.post(PROTOCOL.build("ask", {"run": run, "doing": doing, "waits": 0}))
-
-    def frame(self, facts, *, move=1.0, samples=1, **other):
-        values = {
-            "run": bytes.fromhex(self.federation.hosted().run.hash),
-            "round": facts["round"],
-            "base": bytes.fromhex(facts["base"]),
-            "samples": samples,
-            "loss": 0.5,
-            **fields(self.pack.leaves, np.full(NUMBERS, -move, np.float32), "move"),
-            **other,
-        }
-        return self.pack.leaves.build("update", values)
+from konvoi.sites.protocol import hash_of
+from tests.sites.conftest import NUMBERS, Puppet, make_pack, weights
 
 
 @pytest.fixture
@@ -57,10 +26,6 @@ def two(federation, tmp_path):
     federation.hall.look()
     a.ask(), b.ask()
     return federation, a, b
-
-
-def weights(run):
-    return np.frombuffer((run.folder / "weights" / run.state.base).read_bytes(), "<f4")
 
 
 def test_the_same_update_again_counts_once(two):
@@ -75,17 +40,60 @@ def test_the_same_update_again_counts_once(two):
     assert "a" in federation.hosted().refused
 
 
-def test_lying_weights_are_capped(two):
+def test_lying_weights_are_capped_and_told(two):
     federation, a, b = two
     a.post(a.frame(a.ask(), move=1.0, samples=10**9))
     b.post(b.frame(b.ask(), move=3.0, samples=10))
     assert np.allclose(weights(federation.hosted()), 2.0)
+    assert any("study-1: a says that it has 1,000,000,000 samples; 10 count" in one for one in federation.said)
+    assert federation.hosted().history()[0]["told"]["claimed_too_many_samples"] == {"a": 1e9}
+
+
+def test_a_run_may_let_sites_claim_less_than_its_pack(federation, tmp_path):
+    pack = make_pack(tmp_path, ranges={"samples": (1.0, 1000.0)})
+    a, b = (Puppet(federation, name, pack) for name in "ab")
+    federation.submit(pack, settings={"samples": 3.0})
+    federation.hall.look()
+    a.ask(), b.ask()
+    a.post(a.frame(a.ask(), move=1.0, samples=900))
+    b.post(b.frame(b.ask(), move=5.0, samples=1))
+    assert np.allclose(weights(federation.hosted()), 2.0)
+
+
+def waiting(run):
+    """Updates that are kept in mind, and on disk."""
+    return len(run.figures), len([*(run.folder / "updates").iterdir()])
+
+
+def test_nothing_is_kept_of_what_is_refused_or_of_whom_is_gone(two, tmp_path):
+    federation, a, _ = two
+    c = Puppet(federation, "c", next(tmp_path.glob("*.pack")))
+    run, facts = federation.hosted(), a.ask()
+    wrong = (
+        a.frame({**facts, "round": 2}),
+        a.frame({**facts, "base": "00" * 32}),
+        a.frame(facts, samples=0),
+        c.frame(facts),
+    )
+    for who, frame in zip((a, a, a, c), wrong, strict=True):
+        with pytest.raises(FleetError):
+            who.post(frame)
+    assert waiting(run) == (0, 0)
+    a.post(a.frame(facts))
+    with pytest.raises(FleetError, match="another update of this site is here"):
+        a.post(a.frame(facts, move=2.0))
+    assert waiting(run) == (1, 1)
+    assert {type(value) for one in run.figures.values() for value in one.values()} == {float}  # and no frame in memory
+    federation.desk.roster.revoke("a", time.time())
+    federation.hall.look()
+    assert waiting(run) == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda a, facts: a.frame({**facts, "round": 2}), "its round is decided"),
+        (lambda a, facts: a.frame({**facts, "round": 2}), "its round has not begun"),
+        (lambda a, facts: a.frame({**facts, "round": 0}), "its round is decided"),
         (lambda a, facts: a.frame({**facts, "base": "00" * 32}), "its round is decided"),
         (lambda a, facts: a.frame(facts, samples=0), "learnt from nothing"),
         (lambda a, facts: a.frame(facts)[:-4] + np.float32("nan").tobytes(), "not finite"),
@@ -220,6 +228,65 @@ def test_a_site_sees_another_past_of_the_same_length(federation, tmp_path):
         known = next(site.house.folder.glob("runs/*/known.json"))
         known.write_text(json.dumps({"round": 399, "base": "00" * 32}))
     federation.wait(lambda: any("the server has gone back" in one for one in federation.said))
+
+
+def test_a_site_sees_a_fork_of_the_same_length(federation, tmp_path):
+    """Its disk was put back by one round, which was then decided otherwise."""
+    pack = make_pack(tmp_path, fedavg(rounds=400))
+    sites = [federation.site(name, pack) for name in "ab"]
+    for site in sites:
+        federation.run(site)
+    federation.submit(pack)
+    federation.wait(lambda: federation.hall.runs and federation.hosted().state.round > 3)
+    federation.stop()
+    known = [json.loads(next(site.house.folder.glob("runs/*/known.json")).read_text()) for site in sites]
+    number = max(one["round"] for one in known)
+    log = federation.folder / "runs" / "study-1" / "decisions.jsonl"
+    *before, last = (json.loads(line) for line in log.read_text().splitlines()[: number - 1])
+    data = np.full(NUMBERS, 99.0, "<f4").tobytes()
+    (log.parent / "weights" / hash_of(data)).write_bytes(data)
+    log.write_text("".join(json.dumps(one) + "\n" for one in (*before, {**last, "result": hash_of(data)})))
+    federation.start()
+    why = f"the server shows other weights for round {number} than before"
+    federation.wait(lambda: any(why in one for one in federation.said))
+
+
+@pytest.fixture
+def quick(federation, tmp_path):
+    """A run in which nobody waits, a round behind one update."""
+    pack = make_pack(tmp_path, fedbuff(buffer=1, cohort=2, rounds=9, max_staleness=1))
+    a, b = (Puppet(federation, name, pack) for name in "ab")
+    federation.submit(pack)
+    federation.hall.look()
+    a.ask(), b.ask()
+    return federation, a, b
+
+
+def test_who_is_too_late_where_nobody_waits_is_told(quick):
+    federation, a, b = quick
+    late = b.frame(b.ask())
+    for number in (1.0, 2.0):
+        a.post(a.frame(a.ask(), move=number))
+    with pytest.raises(FleetError, match="it is 2 rounds late"):
+        b.post(late)
+    assert waiting(federation.hosted()) == (0, 0)
+    assert federation.hosted().state.round == 3
+
+
+def test_weights_that_nobody_remembers_are_no_base_where_nobody_waits(quick):
+    federation, a, _ = quick
+    with pytest.raises(FleetError, match="it began with weights that nobody remembers"):
+        a.post(a.frame({**a.ask(), "base": "00" * 32}))
+    assert waiting(federation.hosted()) == (0, 0)
+
+
+def test_of_a_site_nothing_older_counts_than_what_has_counted(quick):
+    federation, a, _ = quick
+    facts = a.ask()
+    a.post(a.frame(facts))
+    with pytest.raises(FleetError, match="a later one of this site has been counted already"):
+        a.post(a.frame(facts, move=2.0))
+    assert federation.hosted().state.round == 2
 
 
 def test_an_asynchronous_run_counts_what_is_late_and_damps_it(federation, tmp_path):

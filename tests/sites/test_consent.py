@@ -12,8 +12,12 @@ from konvoi.errors import ConfigError, StateError
 from konvoi.plan.federated import fedavg
 from konvoi.security import outbox
 from konvoi.sites import house as houses
-from konvoi.sites.limits import Limits
+from konvoi.sites.dossier import RISKS
+from konvoi.sites.house import House
+from konvoi.sites.limits import TEXT, Limits
 from konvoi.sites.protocol import Started
+from konvoi.state.journal import write
+from konvoi.verbs.site import review
 from tests.sites.conftest import make_pack
 
 
@@ -128,9 +132,57 @@ def test_a_server_cannot_ask_for_more_than_the_pack_allows(federation, tmp_path)
     folder.mkdir(parents=True)
     (folder / "pack").write_bytes(pack.read_bytes())
     hash = site.house.pack("study")[0].hash
-    (folder / "run.json").write_text(json.dumps(vars(Started("id", "evil-1", hash, {"epochs": 50.0}, 1, 1))))
+    run = Started("id", "evil-1", hash, {"epochs": 50.0}, 1, 1)
+    write(folder / "run.json", json.dumps(vars(run)).encode())  # whole, as the server looks for it all the time
     federation.wait(lambda: any("epochs=50, allowed 1 to 2" in one for one in federation.said))
     assert not sent(site)
+
+
+def test_an_approval_is_for_the_rounds_of_a_pack_and_another_run_waits_for_another(federation, tmp_path):
+    pack = make_pack(tmp_path, fedavg(rounds=2))
+    sites = [federation.site(name, pack) for name in "ab"]
+    for site in sites:
+        federation.run(site)
+    federation.submit(pack)
+    federation.wait(lambda: federation.hall.runs and federation.hosted().is_over)
+    federation.submit(pack)
+    federation.wait(lambda: any("a: study-2 waits for a person here, as the rounds" in one for one in federation.said))
+    assert federation.hosted(1).status == "waits"
+    assert len(sent(sites[0])) == 2
+    assert any(
+        "agreed to 2 rounds of all its runs together: 2 of study-1" in one for one in review(sites[0].house, "study")
+    )
+    for site in sites:
+        site.house.approve(*site.house.pack("study"))
+    federation.wait(lambda: federation.hosted(1).is_over)
+
+
+def test_a_site_may_allow_more_rounds_of_a_pack(federation, tmp_path):
+    pack = make_pack(tmp_path, fedavg(rounds=2))
+    for name in "ab":
+        federation.run(federation.site(name, pack, limits="max_rounds_per_pack = 4"))
+    federation.submit(pack)
+    federation.submit(pack)
+    federation.wait(lambda: len(federation.hall.runs) == 2 and all(r.is_over for r in federation.hall.runs.values()))
+
+
+def test_to_agree_again_agrees_to_more_only_where_there_is_none_left(tmp_path):
+    house = House(tmp_path / "house")
+    pack, signer = house.take_in(make_pack(tmp_path, ranges={"rounds": (1.0, 5.0)}))
+    assert house.rounds(pack) == 0
+    house.approve(pack, signer)
+    house.approve(pack, signer)
+    assert house.rounds(pack) == 5  # the longest run that it allows
+    assert house.join(pack, "aa", "study-1", 3)
+    assert house.join(pack, "aa", "study-1", 3)  # the same
+    assert not house.join(pack, "bb", "study-2", 3)
+    assert house.join(pack, "cc", "study-3", 2)
+    house.withdraw(pack)
+    house.approve(pack, signer)
+    assert house.rounds(pack) == 5  # as it was
+    house.approve(pack, signer)
+    assert house.rounds(pack) == 10
+    assert House(tmp_path / "house").join(pack, "bb", "study-2", 3)
 
 
 def test_an_update_is_held_until_a_person_lets_it_go(federation, tmp_path):
@@ -176,3 +228,15 @@ def test_limits_that_are_misspelt_are_none(tmp_path):
     (tmp_path / "limits.toml").write_text("hold = 'sometimes'")
     with pytest.raises(ConfigError, match="nothing, the first update"):
         Limits.read(tmp_path / "limits.toml")
+
+
+def test_a_site_is_told_where_it_takes_the_servers_word():
+    rows = " ".join(cell for row in Limits().as_rows() for cell in row)
+    for text in (rows, as_written(), RISKS):
+        assert "can add members" in " ".join(text.split())
+        assert "the roster that the server shows" in " ".join(text.split())
+
+
+def as_written():
+    """Of `limits.toml`, as it is written for a new member; without what makes lines comments."""
+    return TEXT.replace("\n# ", " ")

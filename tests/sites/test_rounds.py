@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.sites.conftest import NUMBERS, make_pack
-
-
-def weights(run):
-    return np.frombuffer((run.folder / "weights" / run.state.base).read_bytes(), "<f4")
+from tests.sites.conftest import NUMBERS, make_pack, weights
 
 
 def test_a_run_is_the_weighted_mean_of_its_sites(federation, tmp_path):

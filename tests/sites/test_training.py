@@ -15,6 +15,7 @@ from konvoi.sites.adding import Agreed, Learnt
 from konvoi.sites.orders import Order, Told
 from konvoi.sites.protocol import DATA, NOT_FINITE, TRAINING, leaves, told_of
 from konvoi.sites.trainer import Trainer, build, trained_of
+from konvoi.verbs import packing
 
 RECIPE = """
 import numpy as np
@@ -174,3 +175,16 @@ def test_the_list_has_every_parameter_that_is_agreed_on(made, tmp_path):
     assert {f"move {name}" for name in shapes} | {f"control {name}" for name in shapes} <= names
     assert "samples" not in names  # all count alike
     assert prepared.splits.spec.num_classes == 2
+
+
+def test_a_pack_says_how_many_samples_a_site_may_claim(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def ranges(plan, **given):
+        return packing.pack(made, purpose="x", plan=plan, out=tmp_path / "x.pack", **given)[1].ranges
+
+    assert ranges("|fedavg,rounds=3") == {"samples": (1.0, 1e6)}
+    assert ranges("|fedavg,rounds=3", ranges={"samples": (1.0, 50.0)}) == {"samples": (1.0, 50.0)}
+    assert ranges("|scaffold,rounds=3") == {}  # all count alike
+    monkeypatch.setattr(packing, "MOST_SAMPLES", 100)
+    assert ranges("|fedavg,rounds=3", ranges={"lr": (0.1, 1.0)}) == {"lr": (0.1, 1.0), "samples": (1.0, 600.0)}

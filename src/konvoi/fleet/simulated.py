@@ -29,6 +29,7 @@ class Simulated:
     step_s: float = 1.0
     seed: int = 0
     holdout: float = 0.0
+    keep_finetuned: bool = False
 
     def __post_init__(self) -> None:
         if self.way not in WAYS:
@@ -70,13 +71,16 @@ def simulated(
     step_s: float = 1.0,
     seed: int = 0,
     holdout: float = 0.0,
+    keep_finetuned: bool = False,
 ) -> Simulated:
     """The clients among whom `division` divides the job's data (`kv.data.dirichlet(clients=20, alpha=0.3)`).
 
     - `num_workers`: processes that they are spread over; by default one for each core, or accelerator.
     - `way`: train many clients "together", as one batched computation, or "one by one"; "measured" tries a step of
       both and takes the faster. What cannot be batched is trained one by one, and the run says why.
-    - `at_once`: clients that are trained together; 0: as many as go into `memory` bytes, and help.
+    - `at_once`: clients that are trained together, at most; 0: as many as help.
+    - `memory`: bytes that each process may take for samples, where all of them go into half of it, and for clients that
+      are trained together: as many as fit, by what a step of two takes.
     - `available`: the chance that a client is there when a round's cohort is drawn; `dropout`: that one of the cohort
       is never heard of again.
     - `spread`: how unequal clients are: a client's step takes `step_s` seconds times exp(spread * N(0, 1)), of a clock
@@ -84,11 +88,25 @@ def simulated(
     - `seed`: of all this; what is learned has the job's.
     - `holdout`: the share of its own samples on which each client evaluates and does not train: of who has two, at
       least one.
+    - `keep_finetuned`: what each client has behind the plan's `finetune` is kept, a safetensors file for each in
+      the run's `clients/finetuned`, for `run.model(client=3)`.
 
     >>> from konvoi.job.data.partition import iid
     >>> simulated(iid(clients=3), dropout=0.1).describe()["dropout"]
     0.1
     """
     return Simulated(
-        division, num_workers, device, way, at_once, memory, available, dropout, spread, step_s, seed, holdout
+        division,
+        num_workers,
+        device,
+        way,
+        at_once,
+        memory,
+        available,
+        dropout,
+        spread,
+        step_s,
+        seed,
+        holdout,
+        keep_finetuned,
     )

@@ -86,7 +86,7 @@ def main(number: int, fd: int, agent_pid: int) -> None:
 
 def _settle(fd: int, agent_pid: int) -> tuple[Channel, queue.SimpleQueue[Any], threading.Event]:
     """Tie this process to the agent's life, take its own process group, and begin to listen."""
-    _end_with_parent(agent_pid)
+    end_with_parent(agent_pid)
     _tie_children()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in LEFT_TO_PARENT:
@@ -104,7 +104,7 @@ def _settle(fd: int, agent_pid: int) -> tuple[Channel, queue.SimpleQueue[Any], t
     return channel, tasks, stop
 
 
-def _end_with_parent(parent_pid: int) -> None:
+def end_with_parent(parent_pid: int) -> None:
     """From here on the kernel kills this process when its parent ends; also when stopped or stuck in native code."""
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -129,7 +129,7 @@ def _tie_children() -> None:
             signal.signal(number, signal.SIG_DFL)  # Process.terminate() ends it
         unblock()
         if forker:
-            _end_with_parent(forker[0])
+            end_with_parent(forker[0])
 
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())

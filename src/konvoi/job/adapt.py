@@ -23,6 +23,9 @@ __all__ = ["lora"]
 
 NAME = "default"  # of the adapter inside the model, as PEFT calls it
 PREFIX = "base_model.model."  # of every name in a folder of PEFT's
+# Of a federation's adapters, as a person reads it (arXiv 2403.12313, section 3).
+EXACT = "exact: B alone is trained, and mean(B) A is mean(B A)"
+APPROXIMATE = "approximate: mean(B) mean(A) is not mean(B A); lora(freeze_a=True) is exact"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from konvoi.observe.events import (
     Warned,
     WorkerDied,
 )
-from konvoi.units import format_bytes, format_count, format_seconds
+from konvoi.units import format_bytes, format_count, format_seconds, visible
 
 
 def sentence(event: Event) -> str:
@@ -95,10 +95,11 @@ def phrase(fields: Mapping[str, Any]) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines in which each column begins at one place.
+    """Lines in which each column begins at one place, whatever is in them.
 
     >>> columns([("who", "when"), ("alice", "now")])
     ['who    when', 'alice  now']
     """
+    rows = [[*map(visible, row)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

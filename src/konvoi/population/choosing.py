@@ -13,7 +13,11 @@ from torch import Tensor
 
 from konvoi.errors import KonvoiError
 from konvoi.job.data.positions import Ints
+from konvoi.plan.local import Local
+from konvoi.population.memory import Peak
+from konvoi.population.together import Together
 from konvoi.population.work import Way, Work
+from konvoi.units import format_bytes
 
 SIZES = (32, 8)  # clients at once; few, as each is a computation to be traced
 TRIES = 3
@@ -74,18 +78,18 @@ class Trainer:
     one_by_one: Way
     together: Way | None
     costs: Costs
+    can_fill_up: bool = True  # clients of a stack may have steps of unequal numbers of samples
 
     def way(self, count: int) -> Way:
         return self.together if self.together is not None and count > 1 else self.one_by_one
 
     def pieces(
-        self, clients: Sequence[int], sizes: Mapping[int, Sizes] | Sequence[Sizes], num_workers: int, can_fill_up: bool
+        self, clients: Sequence[int], sizes: Mapping[int, Sizes] | Sequence[Sizes], num_workers: int
     ) -> Iterator[tuple[int, list[int]]]:
-        """Clients that are trained at once, and by which worker; so that all workers end together. `can_fill_up`:
-        their steps may have unequal numbers of samples."""
+        """Clients that are trained at once, and by which worker; so that all workers end together."""
         alike: dict[Any, list[int]] = {}
         for client in sorted(clients, key=lambda client: -len(sizes[client])):
-            alike.setdefault(None if can_fill_up else sizes[client], []).append(client)
+            alike.setdefault(None if self.can_fill_up else sizes[client], []).append(client)
         pieces = [
             (cost, same[start:stop])
             for same in alike.values()
@@ -104,36 +108,67 @@ class Trainer:
             return "clients are trained one by one"
         size = min(costs.stacks, key=lambda size: costs.stacks[size] / size)
         times = costs.alone * size / costs.stacks[size]
-        return f"{size} clients are trained together" + (f" {times:.1f} times as fast as one by one" * (times < 1e9))
+        told = f"{size} clients are trained together" + (f" {times:.1f} times as fast as one by one" * (times < 1e9))
+        return told if self.can_fill_up else f"{told}, where their batches are of one size"
 
 
 def measure(
-    one_by_one: Way, together: Callable[[], Way], parameters: Sequence[Tensor], batch: Ints, sizes: Sequence[int]
+    one_by_one: Way,
+    together: Callable[[], Together],
+    parameters: Sequence[Tensor],
+    batch: Ints,
+    sizes: Sequence[int],
+    memory: int,
+    local: Local,
 ) -> tuple[Trainer, str]:
-    """`together()` makes that way, or says why not; `batch`: of one step of a client. Returns a word for a person,
-    too."""
+    """`together()` makes that way, or says why not; `batch`: of one step of a client; `memory`: bytes that a stack may
+    take. Returns a word for a person, too."""
     alone = _seconds(one_by_one, parameters, batch, 1)
     stacks: dict[int, float] = {}
     try:
         way = together()
-        for size in sizes:
+        each = _bytes(way, parameters, batch, local)
+        most = max(1, memory // each)
+        way.sizes = sorted({min(size, most) for size in sizes} - {1})
+        for size in reversed(way.sizes):
             stacks[size] = _seconds(way, parameters, batch, size)
+        if stacks:
+            way.check_filling_up(batch)
     except Exception as error:  # of the user's model: whatever vmap runs into
         told = error.message if isinstance(error, KonvoiError) else str(error).strip().partition("\n")[0]
         reason = told or type(error).__name__
         return Trainer(one_by_one, None, Costs(alone)), f"clients are trained one by one: {reason}"
-    trainer = Trainer(one_by_one, way, Costs(alone, stacks))
+    trainer = Trainer(one_by_one, way, Costs(alone, stacks), way.can_fill_up)
+    if not stacks and max(sizes) > 1:
+        return (
+            trainer,
+            f"{trainer.why()}: each takes {format_bytes(each)} in a stack, of {format_bytes(memory)} there are",
+        )
     return trainer, trainer.why()
+
+
+def _bytes(way: Together, parameters: Sequence[Tensor], batch: Ints, local: Local) -> int:
+    """What each client of a stack takes at most: found with two that end apart, without tracing."""
+    with Peak() as peak, way.gradients.untraced():
+        weights = _copies(parameters, 2)
+        corrections = [torch.zeros_like(one) for one in weights] if local.controls else None
+        way.train(Work(1, weights, [[batch] * 2, [batch]], local.proximal, corrections))
+    each: int = max(1, peak.bytes // 2)
+    return each
 
 
 def _seconds(way: Way, parameters: Sequence[Tensor], batch: Ints, count: int) -> float:
     """Of a step, at best of a few; the first traces."""
     best = math.inf
     for _ in range(1 + TRIES):
-        weights = [p.detach().expand(count, *p.shape).clone() for p in parameters]
+        weights = _copies(parameters, count)
         begin = time.perf_counter()
         way.train(Work(1, weights, [[batch]] * count))
         if parameters[0].device.type != "cpu":
             torch.accelerator.synchronize()
         best = min(best, time.perf_counter() - begin)
     return best
+
+
+def _copies(parameters: Sequence[Tensor], count: int) -> list[Tensor]:
+    return [p.detach().expand(count, *p.shape).clone() for p in parameters]

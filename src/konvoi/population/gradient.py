@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,12 +28,15 @@ class Gradients:
         self.module, self.objective = module, objective
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self._traced: dict[Any, Callable[..., Any]] = {}
+        self._is_plain = False
 
     def __call__(self, parameters: list[Tensor], batch: Mapping[str, Tensor]) -> Found:
         """`parameters`: in the order of `names`, each (models, ...); `batch`: each (models, batch, ...).
 
         Raises: whatever torch says of a model that cannot be stacked.
         """
+        if self._is_plain:
+            return self.plainly(parameters, batch)
         names, values = [*batch], [*batch.values()]
         shapes = tuple((tuple(t.shape), t.stride(), t.dtype) for t in (*parameters, *values))
         if shapes not in self._traced:
@@ -46,6 +50,15 @@ class Gradients:
             found: Found = self._traced[shapes](parameters, values)
         return found
 
+    @contextlib.contextmanager
+    def untraced(self) -> Iterator[None]:
+        """Inside, nothing is written down: for a step that is taken once."""
+        self._is_plain = True
+        try:
+            yield
+        finally:
+            self._is_plain = False
+
     def plainly(self, parameters: list[Tensor], batch: Mapping[str, Tensor]) -> Found:
         """The same, written down for nobody."""
         leaves = [p.detach().requires_grad_() for p in parameters]
@@ -53,8 +66,12 @@ class Gradients:
         def of_one(values: list[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             return self.objective(_Call(self.module, dict(zip(self.names, values, strict=True))), batch)
 
-        with Rules():
-            losses, weights = vmap(of_one)(leaves, dict(batch))
+        if len(leaves[0]) == 1:  # by the kernels that it meets alone, to the last digit
+            one = of_one([leaf[0] for leaf in leaves], {name: tensor[0] for name, tensor in batch.items()})
+            losses, weights = (tensor.unsqueeze(0) for tensor in one)
+        else:
+            with Rules():
+                losses, weights = vmap(of_one)(leaves, dict(batch))
         gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
         return losses.detach(), weights.detach(), [*gradients]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +97,16 @@ def personal(names: Sequence[str], patterns: Sequence[str]) -> list[bool]:
     if all(found):
         raise PlanError("nothing is left to agree on", found=f"personal={tuple(patterns)}")
     return found
+
+
+def path_of_finetuned(run: Path, client: int) -> Path:
+    return run / "clients" / "finetuned" / f"{client}.safetensors"
+
+
+def keep_finetuned(run: Path, client: int, weights: Mapping[str, Tensor]) -> None:
+    """What a client ends with, all that is trained, by name."""
+    from konvoi.state import safetensors
+
+    path = path_of_finetuned(run, client)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.write(path, weights)

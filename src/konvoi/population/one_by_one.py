@@ -37,9 +37,10 @@ class OneByOne:
             micro = self.island.to_device(MicroBatch(self.read(indices, work.round)))
             gradient = self.island.forward_backward(self.parts, [micro])
             if work.proximal:  # before clipping: it is part of the loss
+                self.island.clip(self.parts, gradient, None)  # the mean
+                gradient.factor = 1.0
                 pull = [now - before for now, before in zip(trained, begin, strict=True)]
-                scale = work.proximal / gradient.factor if gradient.factor else 0.0
-                torch._foreach_add_(self.parts.gradients(), pull, alpha=scale)
+                torch._foreach_add_(self.parts.gradients(), pull, alpha=work.proximal)
             self.island.clip(self.parts, gradient, learner.clip_grad_norm)
             if work.corrections is not None:
                 torch._foreach_add_(self.parts.gradients(), [stack[number] for stack in work.corrections])

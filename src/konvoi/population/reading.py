@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,25 @@ Read = Callable[[Ints, int], Mapping[str, Any]]
 READ_AT_ONCE = 4096
 
 
+@dataclass(frozen=True)
+class Held:
+    """All samples, in memory."""
+
+    columns: Mapping[str, Tensor]
+
+    def __call__(self, indices: Ints, round: int) -> Mapping[str, Any]:
+        at = torch.from_numpy(indices).to(next(iter(self.columns.values())).device)
+        return {name: tensor.index_select(0, at) for name, tensor in self.columns.items()}
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.columns.values())
+
+
 def reader(source: Source, seed: int, collate: Collate | None, device: torch.device, memory: int) -> Read:
-    """`memory`: bytes that all samples together may take here."""
+    """`memory`: bytes that all samples together may take here; where they do not go in, each is read when it is needed,
+    and where they do it is a `Held`."""
 
     def read(indices: Ints, round: int) -> Mapping[str, Any]:
         samples = read_stacked(source, Keys(seed, np.full_like(indices, round), indices))
@@ -37,10 +55,4 @@ def reader(source: Source, seed: int, collate: Collate | None, device: torch.dev
         return read
     rows = np.arange(len(source))
     pieces = [read(rows[start : start + READ_AT_ONCE], 0) for start in range(0, len(rows), READ_AT_ONCE)]
-    held = {name: torch.cat([piece[name] for piece in pieces]).to(device) for name in first}
-
-    def take(indices: Ints, round: int) -> Mapping[str, Any]:
-        at = torch.from_numpy(indices).to(device)
-        return {name: tensor.index_select(0, at) for name, tensor in held.items()}
-
-    return take
+    return Held({name: torch.cat([piece[name] for piece in pieces]).to(device) for name in first})

@@ -19,10 +19,10 @@ from konvoi.job.job import Job
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.outer import OuterStep
 from konvoi.population import cohorts
+from konvoi.population.buffered import Buffered
 from konvoi.population.choosing import Sizes, Trainer
 from konvoi.population.keeping import Rows, go_back, personal
 from konvoi.population.work import Way, Work
-from konvoi.values import Ignores
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Rounds:
         self.outer = OuterStep(plan, self.agreed)
         self.control = torch.zeros_like(self.agreed) if self.local.controls else None
         self.round = start
-        self.versions = {start: self.agreed.clone()} if plan.at_once else {}
-        self._arrivals = itertools.islice(cohorts.arrivals(plan, fleet, [*map(len, self.sizes)]), start, None)
+        steps = [*map(len, self.sizes)]
+        self.buffered = Buffered(plan, fleet, steps, self.agreed, start) if plan.at_once else None
         count, numbers = len(indices), sum(p.numel() for p in self._of(self.parameters, self.personal))
         widths = {"controls": self.agreed.numel() * self.local.controls, "personal": numbers}
         own = {name: width for name, width in widths.items() if width}
@@ -108,7 +108,8 @@ class Rounds:
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the model's weights. Shares memory."""
         found = {f"outer.{name}": tensor for name, tensor in self.outer.state.items()}
-        return found | ({"control": self.control} if self.control is not None else {})
+        found |= {"control": self.control} if self.control is not None else {}
+        return found | (self.buffered.state() if self.buffered else {})
 
     @torch.no_grad()
     def load(self, client: int | None = None) -> None:
@@ -122,8 +123,8 @@ class Rounds:
         self.agreed.copy_(_flat(self._of(self.parameters, self.shared)))
         for mine, p in zip(self.at_first, self._of(self.parameters, self.personal), strict=True):
             mine.copy_(p)
-        if self.plan.at_once:
-            self.versions = {self.round: self.agreed.clone()}
+        if self.buffered:
+            self.buffered.agree(self.round, self.agreed)
 
     def begin(self, step: int, oldest: int) -> None:
         """A checkpoint of this step is taken; none older than `oldest` will be gone back to."""
@@ -135,16 +136,16 @@ class Rounds:
     def next(self, trainer: Trainer) -> Done:
         self.round += 1
         groups, asked, seconds = self._groups()
-        anchors = {group.since: self.versions.get(group.since, self.agreed) for group in groups}
         sums = Sums(
             torch.zeros_like(self.agreed, dtype=torch.float64),
             torch.zeros_like(self.agreed, dtype=torch.float64) if self.control is not None else None,
         )
         for group in groups:
+            anchor = self.buffered.versions[group.since] if self.buffered else self.agreed
             share = dict(zip(group.clients, group.shares, strict=True))
             for clients in self._mine(group.clients, self.sizes, trainer):
                 shares = [share[client] for client in clients]
-                self._train(trainer.way(len(clients)), group, clients, shares, anchors[group.since], sums)
+                self._train(trainer.way(len(clients)), group, clients, shares, anchor, sums)
         for tensor in (sums.moves, sums.controls, sums.counts):
             if tensor is not None and self.place.num_workers > 1:
                 dist.all_reduce(tensor)
@@ -157,9 +158,8 @@ class Rounds:
 
     def _groups(self) -> tuple[list[Group], int, float]:
         """Whose work makes this round, with its share of the mean; how many were asked; how long it took."""
-        if self.plan.at_once:
-            here, seconds, oldest = next(self._arrivals)
-            self.versions = {since: one for since, one in self.versions.items() if since >= oldest}
+        if self.buffered:
+            here, seconds = self.buffered.next()
             by = {since: [one.client for one in here if one.since == since] for since in {a.since for a in here}}
             among = [one.client for one in here]
             groups = [
@@ -200,8 +200,7 @@ class Rounds:
         self, clients: Sequence[int], sizes: Mapping[int, Sizes] | Sequence[Sizes], trainer: Trainer
     ) -> Iterator[list[int]]:
         """This worker's part of them, in the pieces that are trained at once."""
-        can_fill_up = isinstance(self.job.objective, Ignores)
-        for worker, piece in trainer.pieces(clients, sizes, self.place.num_workers, can_fill_up):
+        for worker, piece in trainer.pieces(clients, sizes, self.place.num_workers):
             if worker == self.place.worker:
                 yield piece
 
@@ -283,8 +282,8 @@ class Rounds:
         if sums.controls is not None:
             assert self.control is not None
             self.control += (sums.controls / len(self.indices)).to(self.control)
-        if self.plan.at_once:
-            self.versions[self.round] = self.agreed.clone()
+        if self.buffered:
+            self.buffered.agree(self.round, self.agreed)
 
     def close(self) -> None:
         for rows in self.rows.values():

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from konvoi import lines
 from konvoi.errors import StateError
 
 BEGINNING = "0" * 64
@@ -52,17 +53,20 @@ class Outbox:
         """Raises: StateError for a log whose chain is broken."""
         self.path, self._clock = path, clock
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _cut_half_line(path)
         entries = [*read(path)]
         self._number, self._head = len(entries), entries[-1].head if entries else BEGINNING
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = lines.opened(path)
 
     def record(self, to: str, run: str, recipe: str, kind: str, fields: Sequence[str], data: bytes) -> Entry:
-        """Before `data` is sent."""
+        """Before `data` is sent. Raises: StateError where it cannot be written down; then nothing may be sent."""
         hash = hashlib.sha256(data).hexdigest()
         entry = Entry(self._number, self._clock(), to, run, recipe, kind, tuple(fields), len(data), hash, self._head)
-        os.write(self._file, entry.line().encode() + b"\n")
-        os.fsync(self._file)
+        try:
+            lines.add(self._file, entry.line().encode())
+        except OSError as error:
+            raise StateError(
+                "nothing leaves: the outbox cannot be written", found=f"{self.path}: {error.strerror}"
+            ) from error
         self._number, self._head = entry.number + 1, entry.head
         return entry
 
@@ -71,12 +75,16 @@ class Outbox:
 
 
 def read(path: Path) -> Iterator[Entry]:
-    """What has left, the oldest first. Raises: StateError where an entry was changed, taken out, or put elsewhere."""
+    """What has left, the oldest first. Raises: StateError where an entry was changed, taken out, or put elsewhere.
+
+    Half a line at the end is of a process that was killed while writing, and had not sent anything yet.
+    """
     if not path.exists():
         return
     head, number = BEGINNING, 0
-    for line in path.read_text().splitlines():
+    for data in lines.since(path):
         try:
+            line = data.decode()
             found = json.loads(line)
             entry = Entry(**{**found, "fields": tuple(found["fields"])})
         except (ValueError, TypeError, KeyError) as error:
@@ -118,13 +126,3 @@ def _in_short(fields: Sequence[str]) -> str:
     whole = [name for name in fields if " " not in name]
     parts = Counter(name.partition(" ")[0] for name in fields if " " in name)
     return ", ".join([*whole, *(f"{part} of {number} parameters" for part, number in parts.items())])
-
-
-def _cut_half_line(path: Path) -> None:
-    """Whoever was killed while writing had not sent anything yet."""
-    if path.exists():
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with open(path, "r+b") as file:
-                file.truncate(len(whole))

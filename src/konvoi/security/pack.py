@@ -6,11 +6,14 @@ sources. Its hash is the manifest's. Reading one never runs anything in it.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import difflib
 import hashlib
 import io
 import json
+import re
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,12 +23,14 @@ from typing import Any
 from konvoi.errors import StateError
 from konvoi.security.identity import is_signed, sign
 from konvoi.security.leaving import Listed
+from konvoi.units import hides, visible
 
 FORMAT = 1
-WEIGHTS = "initial"
+WEIGHTS, FROZEN = "initial", "frozen"  # what is in it beside what is read
 LARGEST = 16 << 20  # bytes of all sources
 MOST = 500  # sources
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of files in the zip: the same pack is the same bytes
+NAME = re.compile(r"(?![0-9a-f]+(\.[0-9a-f]*)?\Z)[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")  # never what may be a hash
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,17 @@ class Pack:
     initial: str  # hash of the weights that all begin with, raw float32; of a survey, of what is asked first
     sources: Mapping[str, bytes] = field(repr=False)
     kind: str = "recipe"  # or "survey": sites tell what their data are like, and train nothing; or "flower": an app
+    frozen: str = ""  # hash of the weights that nobody trains, as safetensors; "": there are none
+
+    def __post_init__(self) -> None:
+        """Raises: StateError for a name that could not be a file's, or may be a hash."""
+        if not NAME.fullmatch(self.name):
+            expected = "small letters, digits, - and ., and not a hash's digits alone"
+            raise StateError("this is no name of a pack", found=repr(self.name[:64]), expected=expected)
 
     def manifest(self) -> bytes:
-        fields = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("leaves", "sources")
-        }
+        left_out = {"leaves", "sources"} | ({"frozen"} if not self.frozen else set())  # as packs were without it
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         files = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.sources.items())}
         told = {"format": FORMAT, **fields, "leaves": self.leaves.as_json(), "sources": files}
         return json.dumps(told, indent=1, sort_keys=True).encode()
@@ -58,9 +69,17 @@ class Pack:
         """What is approved."""
         return hashlib.sha256(self.manifest()).hexdigest()
 
-    def write(self, path: Path, key: Path, initial: bytes) -> None:
-        """With the weights that all begin with, signed with the key in that file. Raises: StateError."""
+    def write(self, path: Path, key: Path, initial: bytes, frozen: bytes = b"") -> None:
+        """Signed with the key in that file; with the weights that all begin with, and those that stay as they are.
+
+        Raises: StateError.
+        """
         assert hashlib.sha256(initial).hexdigest() == self.initial
+        try:
+            _check(self)
+        except ValueError as error:
+            raise StateError("nobody would take this pack", found=str(error)) from None
+        assert (hashlib.sha256(frozen).hexdigest() if frozen else "") == self.frozen
         public, signature = sign(key, self.manifest())
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -70,6 +89,8 @@ class Pack:
             for name, data in sorted(self.sources.items()):
                 archive.writestr(zipfile.ZipInfo(f"sources/{name}", EPOCH), data)
             archive.writestr(zipfile.ZipInfo(WEIGHTS, EPOCH), initial, zipfile.ZIP_STORED)
+            if frozen:
+                archive.writestr(zipfile.ZipInfo(FROZEN, EPOCH), frozen, zipfile.ZIP_STORED)
         path.write_bytes(buffer.getvalue())
 
     def unpack(self, folder: Path) -> Path:
@@ -87,14 +108,12 @@ def read(path: Path) -> tuple[Pack, str]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {entry.filename: entry for entry in archive.infolist() if entry.filename != WEIGHTS}
+            entries = {entry.filename: entry for entry in archive.infolist() if entry.filename not in (WEIGHTS, FROZEN)}
             if len(entries) > MOST + 2 or sum(entry.file_size for entry in entries.values()) > LARGEST:
                 raise ValueError("it is too large")
             data = {name: archive.read(entry) for name, entry in entries.items()}
         told, signed = json.loads(data.pop("manifest.json")), json.loads(data.pop("signature.json"))
         sources = {name.removeprefix("sources/"): content for name, content in data.items()}
-        for name in sources:
-            _check_name(name)
         pack = Pack(
             **{
                 **{key: value for key, value in told.items() if key not in ("format", "sources")},
@@ -104,6 +123,7 @@ def read(path: Path) -> tuple[Pack, str]:
                 "sources": sources,
             }
         )
+        _check(pack)
         manifest, public = pack.manifest(), str(signed["key"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise StateError("this is no pack", found=f"{path}: {error}") from None
@@ -120,12 +140,21 @@ def read(path: Path) -> tuple[Pack, str]:
 
 def initial(path: Path, pack: Pack) -> bytes:
     """The weights that all begin with. Raises: StateError where they are not those that were signed."""
+    return _weights(path, WEIGHTS, pack.initial)
+
+
+def frozen(path: Path, pack: Pack) -> bytes:
+    """The weights that nobody trains, as safetensors; b"" where there are none. Raises: StateError, as `initial`."""
+    return _weights(path, FROZEN, pack.frozen) if pack.frozen else b""
+
+
+def _weights(path: Path, name: str, hash: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
-            data = archive.read(WEIGHTS)
+            data = archive.read(name)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise StateError("this pack has no weights to begin with", found=f"{path}: {error}") from None
-    if hashlib.sha256(data).hexdigest() != pack.initial:
+    if hashlib.sha256(data).hexdigest() != hash:
         raise StateError("the weights in this pack are not those that were signed", found=path)
     return data
 
@@ -138,7 +167,7 @@ def difference(old: Pack | None, new: Pack) -> list[str]:
     for name in sorted(before.keys() | after.keys()):
         a, b = (texts.get(name, "").splitlines() for texts in (before, after))
         lines += difflib.unified_diff(a, b, f"approved/{name}", f"new/{name}", lineterm="")
-    return lines
+    return [*map(visible, lines)]
 
 
 def _texts(pack: Pack) -> dict[str, str]:
@@ -150,7 +179,29 @@ def _texts(pack: Pack) -> dict[str, str]:
     }
 
 
+def _check(pack: Pack) -> None:
+    """Raises: ValueError for what a person could not review, or could take for something else."""
+    for name, data in pack.sources.items():
+        _check_name(name)
+        _check_source(name, data)
+
+
 def _check_name(name: str) -> None:
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or name.endswith("/"):
+    is_wrong = not name or path.is_absolute() or ".." in path.parts or "\\" in name or name.endswith("/")
+    if is_wrong or any(map(hides, name)):
         raise ValueError(f"{name!r} is no name of a source")
+
+
+def _check_source(name: str, data: bytes) -> None:
+    """That what is shown is what Python reads: nothing that a screen hides, and no other encoding (PEP 263), in which
+    a comment may hold a new line."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        text = data.decode("utf-8-sig")
+    except (SyntaxError, UnicodeDecodeError):
+        encoding, text = "", ""
+    if not encoding or codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):
+        raise ValueError(f"{name} is not in UTF-8")
+    if hidden := [one for one in {*text.replace("\r\n", "\n")} if one not in "\n\t" and hides(one)]:
+        raise ValueError(f"{name} has a character that is not shown as what it is: {min(hidden)!r}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from konvoi import lines
 from konvoi.errors import FleetError, StateError
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")  # as of a host: it stands in a certificate
@@ -61,17 +62,12 @@ class Roster:
     def _read_on(self) -> None:
         if not self.path.exists() or self.path.stat().st_size == self.read:
             return
-        with self.path.open("rb") as file:
-            file.seek(self.read)
-            added = file.read()
-        whole = added[: added.rfind(b"\n") + 1]
-        for line in whole.splitlines():
+        for line in lines.since(self.path, self.read):
             try:
                 self._take(json.loads(line))
-                self.entries += 1
             except (ValueError, KeyError, TypeError) as error:
                 raise StateError("the roster cannot be read", found=f"{self.path}: {error}") from None
-        self.read += len(whole)
+            self.entries, self.read = self.entries + 1, self.read + len(line) + 1
 
     def invite(self, name: str, now: float, hours: float = HOURS) -> str:
         """A token for this member alone, for one use; only its hash is kept. An earlier one of the same name ends.
@@ -138,12 +134,10 @@ class Roster:
 
     def _add(self, entry: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(descriptor, json.dumps(entry).encode() + b"\n")  # at once: another process may add, too
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            lines.append(self.path, json.dumps(entry).encode())
+        except OSError as error:
+            raise StateError("the roster cannot be written", found=f"{self.path}: {error.strerror}") from error
         self.refresh()
 
     def _take(self, entry: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.outer import OuterStep
+from konvoi.plan.sync.serving import Update
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,34 @@ class Agreed:
         return self.row.numpy().astype("<f4").tobytes(), state.getvalue()
 
 
-def mean_of(figures: Sequence[Mapping[str, NDArray[Any]]], weights: Sequence[float]) -> dict[str, float]:
+def mean_of(figures: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
     """Of a round's updates, where all have told."""
     found = {}
-    for name, by in (("loss", weights), ("valid_loss", [float(one.get("valid_samples", 0)) for one in figures])):
+    for name, by in (("loss", weights), ("valid_loss", [one.get("valid_samples", 0.0) for one in figures])):
         if all(name in one for one in figures) and sum(by) > 0:
-            found[name] = sum(float(one[name]) * weight for one, weight in zip(figures, by, strict=True)) / sum(by)
+            found[name] = sum(one[name] * weight for one, weight in zip(figures, by, strict=True)) / sum(by)
     return found
+
+
+def told_by(updates: Sequence[Update], figures: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """What stands beside a decision, for people. `figures`: by an update's hash."""
+    by_site = {one.site: figures.get(one.hash, {}) for one in updates}
+    told: dict[str, Any] = {**mean_of([*by_site.values()], [one.weight for one in updates])}
+    if "valid_loss" in told:  # how unlike sites are
+        told["valid_by_site"] = {site: found["valid_loss"] for site, found in by_site.items()}
+    if claimed := {site: found["claimed"] for site, found in by_site.items() if "claimed" in found}:
+        told["claimed_too_many_samples"] = claimed
+    return told
+
+
+class Best:
+    """Which weights sites have judged best, on samples that they keep for evaluation, and how many rounds ago."""
+
+    def __init__(self) -> None:
+        self.base, self.loss, self.worse = "", float("inf"), 0
+
+    def judge(self, base: str, told: Mapping[str, Any]) -> None:
+        """What is told in a round is of `base`, the weights that it began with."""
+        self.worse += 1
+        if told.get("valid_loss", self.loss) < self.loss:
+            self.base, self.loss, self.worse = base, told["valid_loss"], 0

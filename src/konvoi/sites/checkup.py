@@ -1,4 +1,4 @@
-"""Whether a site can take part, before it does: name, proxy, TLS, clock, disk and data, each with what mends it.
+"""Whether a site can take part, before it does: way, clock, disk, packages and data, each with what mends it.
 
 Nothing is asked of the server: connections are opened and closed.
 """
@@ -6,6 +6,7 @@ Nothing is asked of the server: connections are opened and closed.
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import shutil
 import socket
 import time
@@ -37,26 +38,33 @@ class Finding:
 def check(invitation: Invitation, folder: Path, data: Path | None, pack: Pack | None) -> Iterator[Finding]:
     """One after the other; `pack` says what the data have to look like."""
     for desk in invitation.desks:
-        host = desk.rpartition(":")[0].strip("[]")
-        proxy = None
-        try:
-            proxy = dial.proxy_for(host)
-        except KonvoiError as error:
-            yield Finding("proxy", False, str(error.found), error.hint or str(error.expected))
-        if proxy is None:
-            yield _name(host)
-            yield Finding("proxy", True, ", ".join(dial.proxies_told()) or "none told, none used")
-        else:
-            yield _proxy(proxy, host)
-        certificate: list[bytes] = []
-        yield _tls(invitation, desk, certificate)
-        if certificate:
-            yield _clock(certificate[0])
+        yield from _way(invitation, desk)
     free = shutil.disk_usage(folder if folder.exists() else Path()).free
     mend = f"make room: packs, weights and the outbox want {ROOM / 1e9:.0f} GB"
     yield Finding("disk", free >= ROOM, f"{free / 1e9:.1f} GB free", mend)
+    if pack is not None:
+        yield from _needs(pack)
     if data is not None:
         yield from _data(data, pack)
+
+
+def _way(invitation: Invitation, desk: str) -> Iterator[Finding]:
+    """To the server, as far as it goes: of what lies behind the first fault nothing is known."""
+    host = desk.rpartition(":")[0].strip("[]")
+    try:
+        proxy = dial.proxy_for(host)
+    except KonvoiError as error:
+        yield Finding("proxy", False, str(error.found), str(error.expected))
+        return
+    if proxy is None:
+        yield Finding("proxy", True, ", ".join(dial.proxies_told()) or "none told, none used")
+    first = _name(host) if proxy is None else _proxy(proxy, host)
+    yield first
+    if first.well:
+        certificate: list[bytes] = []
+        yield _tls(invitation, desk, certificate)
+        if certificate:
+            yield _clock(certificate[0], invitation.authority.encode())
 
 
 def _name(host: str) -> Finding:
@@ -89,20 +97,33 @@ def _tls(invitation: Invitation, desk: str, certificate: list[bytes]) -> Finding
     except KonvoiError as error:
         why = str(error.found)
         mend = f"let requests out to {desk}"
-        if "407" in why:
+        if "failed: 407" in why:
             mend = "the proxy wants a name and password: https_proxy=http://NAME:PASSWORD@HOST:PORT"
-        elif "403" in why:
+        elif "failed: 403" in why:
             mend = f"the proxy forbids it: ask for CONNECT to {desk}"
         return Finding("TLS", False, why, mend)
     return Finding("TLS", True, f"{desk} shows the federation's certificate")
 
 
-def _clock(certificate: bytes) -> Finding:
-    begin, end = valid_between(certificate)
-    now = datetime.datetime.now(datetime.UTC)
-    well = begin <= now <= end
+def _clock(*certificates: bytes) -> Finding:
+    begins, ends = zip(*map(valid_between, certificates), strict=True)
+    begin, end, now = max(begins), min(ends), datetime.datetime.now(datetime.UTC)
     told = f"{now:%Y-%m-%d %H:%M} UTC; the server's certificate is valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}"
-    return Finding("clock", well, told, "set this machine's clock; if it is right, the server needs a new certificate")
+    told += " (the server is not asked what time it is: compared with that, nothing nearer is checked)"
+    mend = "set this machine's clock; if it is right, the server needs a new certificate"
+    return Finding("clock", begin <= now <= end, told, mend)
+
+
+def _needs(pack: Pack) -> Iterator[Finding]:
+    """Another version is said, and no fault: it may do as well."""
+    for name, wanted in pack.requires.items():
+        try:
+            here = importlib.metadata.version(name)
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            yield Finding(f"needs {name}", False, "is not installed", f"install it, in version {wanted}")
+            continue
+        is_same = here.partition("+")[0] == wanted.partition("+")[0]  # +cpu, +cu130: where it was built for
+        yield Finding(f"needs {name}", True, here + ("" if is_same else f"; the pack was made with {wanted}"))
 
 
 def _data(data: Path, pack: Pack | None) -> Iterator[Finding]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from konvoi.observe.report import page_of
 from konvoi.security import outbox
@@ -12,11 +12,16 @@ from konvoi.security import pack as packs
 from konvoi.security.pack import Pack
 from konvoi.sites.house import House
 from konvoi.sites.protocol import convoy_of
+from konvoi.units import visible
 
 RISKS = """\
 An update is computed from the data of this site. Whoever sees a single one may learn something of them: whether a
 person's record was among them, or, of small models and small batches, what a record looks like (membership inference,
 gradient inversion). The server sees every site's updates one by one: this version neither masks nor noises them.
+
+Whoever keeps the server can add members to the federation. The least number of members that a round has to ask is
+counted on the roster that the server shows; this site holds it, and compares it with what is shown later. So this
+number protects from a server that is careless, and not from one that invents members.
 
 The number of samples, where it is listed, tells how many records this site has.
 
@@ -56,9 +61,9 @@ def page(house: House, site: str, federation: str, desks: Sequence[str]) -> str:
     body.append(
         _section("Who is a member", f"<p>{escape(told)}</p>" + _table([("member", "certificate"), *members.items()]))
     )
-    body.append(_section("What remains", "".join(f"<p>{escape(text)}</p>" for text in RISKS.split("\n\n"))))
+    body.append(_section("What remains", "".join(f"<p>{html.escape(text)}</p>" for text in RISKS.split("\n\n"))))
     body.append(_section("Who agreed", _table(_consents(house))))
-    return page_of(f"What leaves {site}", "".join(body))
+    return page_of(visible(f"What leaves {site}"), "".join(body))
 
 
 def _of_pack(house: House, pack: Pack, signer: str) -> str:
@@ -98,6 +103,11 @@ def _consents(house: House) -> list[Sequence[str]]:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["at"]))
         rows.append((when, one["by"], one["what"], f"{one['name']} {one['pack'][:12]}"))
     return rows
+
+
+def escape(text: str) -> str:
+    """Of what others have written, too: it has to be read as it is."""
+    return html.escape(visible(text))
 
 
 def _section(title: str, inner: str) -> str:

@@ -9,15 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
-from konvoi.errors import KonvoiError, MessageRefused
+from konvoi.errors import KonvoiError
 from konvoi.fleet.wire.dial import OK, Dial, as_answer
 from konvoi.security import outbox
-from konvoi.security.leaving import Listed
+from konvoi.security.leaving import KIND, Listed
 from konvoi.sites.house import House, is_released, let_go
 from konvoi.sites.limits import DAY_S
-from konvoi.sites.protocol import PIECE, PROTOCOL, hash_of
+from konvoi.sites.protocol import HASH
 
 LOOK_S = 0.2
 
@@ -49,15 +50,14 @@ class Gate:
     ) -> bytes:
         """What is answered. `is_over` ends the wait for a person.
 
-        Raises: Kept; MessageRefused for what is not listed; Unreached; FleetError with what the server has against it.
+        Raises: Kept; MessageRefused for what is not listed; Unreached; Said with what the server has against it.
         """
         data = listed.build(kind, values)
         fields = [field.name for field in listed.frame(kind).fields]
         if kind == "update":
-            self._wait_to_be_released(data, run, is_over)
+            self._wait_to_be_released(data, pack, is_over)
         with self._lock:
-            if self.house.is_paused or self.house.has_left:
-                raise Kept("this site is paused")
+            self._check_word(kind, pack)
             self._check_bytes(len(data))
             self.outbox.record(self.to, run, pack, kind, fields, data)
             self._sent.append((self.clock(), len(data)))
@@ -66,6 +66,13 @@ class Gate:
             as_answer(status, told)
         return told
 
+    def _check_word(self, kind: str, pack: str) -> None:
+        """A person's last word; it may have come while this was trained for, or held."""
+        if self.house.is_paused or self.house.has_left:
+            raise Kept("this site is paused")
+        if kind == "update" and pack not in self.house.approved():
+            raise Kept("it is not approved here any more")
+
     def _check_bytes(self, size: int) -> None:
         most, since = self.house.limits.max_bytes_per_day, self.clock() - DAY_S
         while self._sent and self._sent[0][0] < since:
@@ -73,41 +80,39 @@ class Gate:
         if sum(one for _, one in self._sent) + size > most:
             raise Kept("this site's limits forbid it: too much has left today", expected=f"at most {most:,} bytes")
 
-    def _wait_to_be_released(self, data: bytes, run: str, is_over: Callable[[], bool]) -> None:
-        limits = self.house.limits
-        if limits.hold == "no" or (limits.hold == "first" and self._has_sent(run)):
+    def _wait_to_be_released(self, data: bytes, pack: str, is_over: Callable[[], bool]) -> None:
+        limits, run = self.house.limits, data[KIND : KIND + HASH].hex()  # what a server calls a run may be used again
+        if limits.hold == "no" or (limits.hold == "first" and self.house.has_let_go(run)):
             return
+
+        def look() -> None:
+            self._check_word("update", pack)
+            if is_over():
+                raise Kept("nobody has let this update go")
+            time.sleep(LOOK_S)
+
         path = self.house.hold(data)
         try:
             if limits.hold_command:
-                done = subprocess.run([*limits.hold_command.split(), str(path)], check=False, capture_output=True)
-                if done.returncode:
-                    raise Kept(
-                        "the command that looks at updates does not let it go", found=f"status {done.returncode}"
-                    )
-                return
-            while not is_released(path):
-                if is_over() or self.house.is_paused:
-                    raise Kept("nobody has let this update go")
-                time.sleep(LOOK_S)
+                _ask_command(limits.hold_command.split(), path, look)
+            else:
+                while not is_released(path):
+                    look()
+            self.house.note_let_go(run)
         finally:
             let_go(path)
 
-    def _has_sent(self, run: str) -> bool:
-        return any(one.kind == "update" and one.run == run for one in outbox.read(self.outbox.path))
 
-    def fetch(self, what: str, into: Path, *, size: int = -1, run: str = "", pack: str = "") -> None:
-        """Into a file, in pieces, going on with what is there. `size`: in bytes, where that is known; then it has to
-        have the hash that was asked for. Raises: as `send`; MessageRefused for another hash."""
-        part = into.with_name(into.name + ".part")
-        with part.open("ab") as file:
-            while size < 0 or file.tell() < size:
-                values = {"what": bytes.fromhex(what), "start": file.tell()}
-                piece = self.send(PROTOCOL, "get", values, run=run, pack=pack)
-                file.write(piece)
-                if len(piece) < PIECE:
-                    break
-        if size >= 0 and hash_of(part.read_bytes()) != what:
-            part.unlink()
-            raise MessageRefused("what was fetched is not what was asked for", found=what[:12])
-        part.replace(into)
+def _ask_command(command: list[str], path: Path, look: Callable[[], None]) -> None:
+    try:
+        process = subprocess.Popen([*command, str(path)], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+    except OSError as error:
+        raise Kept("the command that looks at updates cannot be run", found=str(error)) from None
+    try:
+        while process.poll() is None:
+            look()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise Kept("the command that looks at updates does not let it go", found=f"status {process.returncode}")

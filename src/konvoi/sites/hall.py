@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from konvoi.errors import KonvoiError, MessageRefused, StateError
+from konvoi.errors import KonvoiError, MessageRefused, PlanError, StateError
+from konvoi.plan.convoy import Convoy
 from konvoi.security import pack as packs
 from konvoi.security.identity import Authority
 from konvoi.security.leaving import KIND
@@ -20,6 +22,7 @@ from konvoi.sites.protocol import HASH, PROTOCOL, Started, as_json, convoy_of, o
 from konvoi.state.journal import write
 
 SMALL = 1 << 16  # bytes of a frame that is no update
+AGAIN_S = 60.0  # until a run is tried again that could not be read: a disk may have been full
 HELD_S = 15.0  # an answer waits so long for something new; sites have to be heard more often than `hosted.AWAY_S`
 
 
@@ -38,8 +41,10 @@ class Hall:
         self.folder, self.roster, self.say, self.clock, self.look_s = folder, roster, say, clock, look_s
         self.authority = Authority.load(folder / "authority")
         self.runs: dict[str, Hosted] = {}  # by hash
-        self._known: set[Path] = set()
-        self._gone: set[str] = set()
+        self._looking = threading.Lock()
+        self._next: dict[Path, float] = {}  # when a run that could not be read is tried again
+        self._gone: dict[str, set[str]] = {}  # whom each run knows to be gone
+        self._wrong: dict[str, str] = {}  # what has failed last, and was said; by run, or "" of all
         self.seen: dict[str, float] = {}  # by member
         self._vouched = ("", "")
         self._last: dict[tuple[str, bytes], bytes] = {}  # what each site was told last, of each run
@@ -67,12 +72,10 @@ class Hall:
         return max([SMALL, *(run.pack.leaves.frame("update").size for run in self.runs.values() if not run.is_over)])
 
     def answer(self, member: str, frame: bytes) -> bytes:
-        """Raises: MessageRefused."""
+        """Raises: MessageRefused, StateError."""
         kind = frame[:KIND].rstrip(b"\0")
         if kind == b"update":
-            self._run(frame[KIND : KIND + HASH].hex()).update(member, frame)
-            self._tell()
-            return b"{}"
+            return self._update(member, frame[KIND : KIND + HASH], frame)
         name, found = PROTOCOL.read(frame)
         self.seen[member] = self.clock()
         if name == "get":
@@ -82,6 +85,15 @@ class Hall:
             self._run(run.hex()).failed(member, int(found["code"]))
             return b"{}"
         return self._word(member, run, int(found["doing"]), HELD_S if found["waits"] else 0.0)
+
+    def _update(self, member: str, run: bytes, frame: bytes) -> bytes:
+        try:
+            self._run(run.hex()).update(member, frame)
+        except StateError:  # it has to be sent again: what the site is told next is news, though it is the same
+            self._last.pop((member, run), None)
+            raise
+        self._tell()
+        return b"{}"
 
     def _word(self, member: str, run: bytes, doing: int, held_s: float) -> bytes:
         """What a site is told, as soon as it is other than what it was told last."""
@@ -117,46 +129,70 @@ class Hall:
 
     def _roster(self) -> dict[str, Any]:
         """Who may be a member now, signed by the federation's authority. Later ones have more entries."""
-        told = json.dumps({"entries": self.roster.entries, "members": dict(sorted(self.roster.members.items()))})
-        if self._vouched[0] != told:
-            self._vouched = told, self.authority.vouch(told.encode())
-        return {"text": told, "signature": self._vouched[1]}
+        with self.roster.lock:  # sites hold that one number of entries is one list of members
+            entries, members = self.roster.entries, dict(sorted(self.roster.members.items()))
+        told = json.dumps({"entries": entries, "members": members})
+        vouched = self._vouched  # others may put a newer one there meanwhile
+        if vouched[0] != told:
+            vouched = self._vouched = told, self.authority.vouch(told.encode())
+        return {"text": told, "signature": vouched[1]}
 
     # -- what happens without them -------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Find runs that were submitted or stopped, members that went, and rounds whose time has come."""
-        for path in sorted((self.folder / "runs").glob("*/run.json")):
-            if path not in self._known:
-                self._known.add(path)
-                try:
-                    self._add(path.parent)
-                except KonvoiError as error:
-                    self.say(f"{path.parent.name} cannot be run: {error}")
-        self.roster.refresh()
-        gone = {*self.roster.revoked, *self.roster.left}
-        for run in self.runs.values():
-            for site in gone - self._gone:
-                run.gone(site)
-            if (run.folder / "stop").exists() and not run.is_over:
-                run.stop("stopped by whoever keeps the server")
-            if not run.is_over:
-                run.look()
-        self._gone = gone
+        """Find runs that were submitted or stopped, members that went, and rounds whose time has come.
+
+        Raises: StateError for a roster that cannot be read.
+        """
+        with self._looking:
+            self._find()
+            self.roster.refresh()
+            gone = {*self.roster.revoked, *self.roster.left}
+            for run in self.runs.values():
+                self._guarded(run.run.id, self._see_to, run, gone)
         self._tell()
+
+    def _find(self) -> None:
+        for path in sorted((self.folder / "runs").glob("*/run.json")):
+            if self.clock() >= self._next.get(path, -math.inf):
+                is_here = self._guarded(path.parent.name, self._add, path.parent)
+                self._next[path] = math.inf if is_here else self.clock() + AGAIN_S
+
+    def _guarded(self, name: str, call: Callable[..., None], *given: Any) -> bool:
+        """Whether it went well: what is wrong with one run is said once, and hinders no other."""
+        try:
+            call(*given)
+        except Exception as error:
+            self._complain(name, error)
+            return False
+        self._wrong.pop(name, None)
+        return True
+
+    def _complain(self, name: str, error: Exception) -> None:
+        text = str(error) if isinstance(error, KonvoiError) else repr(error)
+        if self._wrong.get(name) != text:
+            self.say(f"{name} cannot go on: {text}" if name else text)
+        self._wrong[name] = text
 
     def _add(self, folder: Path) -> None:
         run = Hosted(folder, lambda: tuple(self.roster.members), self.say, self.clock)
-        self.runs[run.run.hash] = run
+        self.runs = {**self.runs, run.run.hash: run}  # other threads go through the old one
         if not run.is_over:
             self.say(f"{run.run.id}: round {run.state.round} of {run.plan.rounds}, pack {run.run.pack[:12]}")
 
+    def _see_to(self, run: Hosted, gone: set[str]) -> None:
+        known = self._gone.get(run.run.hash, set())
+        for site in gone - known:
+            run.gone(site)
+        self._gone[run.run.hash] = gone
+        if (run.folder / "stop").exists() and not run.is_over:
+            run.stop("stopped by whoever keeps the server")
+        if not run.is_over:
+            run.look()
+
     def _watch(self) -> None:
         while not self._over.wait(self.look_s):
-            try:
-                self.look()
-            except (OSError, KonvoiError) as error:  # a full disk, a roster that is being written
-                self.say(f"{error}")
+            self._guarded("", self.look)
 
     def status(self) -> dict[str, Any]:
         """For people: when each site was heard last, and what it does in each run; and how the runs stand."""
@@ -182,7 +218,7 @@ def submit(
     found, _ = packs.read(pack)
     if wrong := outside(settings, found.ranges):
         raise StateError("the pack does not allow these settings", found="; ".join(wrong))
-    convoy_of(found.plan, settings)
+    _check_ends(convoy_of(found.plan, settings), first, least, Roster.open(federation / "roster.jsonl"))
     folder = federation / "runs"
     names = {path.name for path in folder.glob("*")}
     number = next(n for n in range(1, len(names) + 2) if f"{found.name}-{n}" not in names)
@@ -191,3 +227,22 @@ def submit(
     write(folder / run.id / "pack", pack.read_bytes())
     write(folder / run.id / "run.json", json.dumps(asdict(run), indent=1).encode())  # last: where it is, all is
     return folder / run.id
+
+
+def _check_ends(plan: Convoy, first: int, least: int, roster: Roster) -> None:
+    """Raises: PlanError for a round that would never be decided."""
+    if min(first, least) < 1:
+        raise PlanError("a run begins with a site, and a round has an update", found=f"first={first}, least={least}")
+    if not plan.at_once and 0 < plan.cohort < least:
+        raise PlanError(
+            "a round would never have enough updates",
+            found=f"a cohort of {plan.cohort}, and at least {least} updates",
+            hint=f"--least {plan.cohort}, or a larger cohort",
+        )
+    may_come = {*roster.members, *roster.invited} - roster.left
+    if plan.at_once > len(may_come):
+        raise PlanError(
+            "a round would never have enough updates, as one of each site waits",
+            found=f"{plan.at_once} at once, of {len(may_come)} members and invited",
+            hint="invite more, or a smaller buffer",
+        )

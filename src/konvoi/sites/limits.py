@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import shutil
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ class Limits:
 
     min_cohort: int = 2
     max_rounds: int = 1000
+    max_rounds_per_pack: int = 0
     max_epochs: float = 20.0
     max_steps: int = 10_000
     max_minutes_per_round: float = 120.0
@@ -81,6 +85,11 @@ class Limits:
             ("epochs of a round", f"{self.max_epochs:g}", "here"),
             ("steps of a round", f"{self.max_steps:,}", "here"),
             ("rounds of a run", f"{self.max_rounds:,}", "here"),
+            (
+                "rounds of all runs of a pack, for an approval",
+                f"{self.max_rounds_per_pack:,}" if self.max_rounds_per_pack else "as the pack says",
+                "here",
+            ),
             ("minutes of a round", f"{self.max_minutes_per_round:g}", "here"),
             ("bytes that leave in a day", f"{self.max_bytes_per_day:,}", "here"),
             ("who may sign a pack", ", ".join(one[:16] for one in self.signers) or "anybody who is approved", "here"),
@@ -88,17 +97,45 @@ class Limits:
             (
                 "sites of a round, at least",
                 str(self.min_cohort),
-                "here, on the roster held here: that they are members",
+                "here: that so many are on the roster that the server shows; it is held here and compared",
             ),
+            ("", "", "told by the server: who they are; whoever keeps it can add members"),
             ("", "", "told by the server: that they have all sent an update"),
             ("what happens to updates", "", "told by the server: that it adds them up and keeps none"),
         ]
 
 
+def with_hold(text: str, wanted: str) -> str:
+    """The file's text, holding what is said: one of `HOLDS`, or a command that looks at each update; all else in it
+    stays. Raises: ConfigError."""
+    hold, command = (wanted, "") if wanted in HOLDS else ("each", wanted)
+    if wanted not in HOLDS and shutil.which((wanted.split() or [""])[0]) is None:
+        expected = f"{', '.join(HOLDS)}, or a program that is here"
+        raise ConfigError(
+            "nothing can be held like that", found=repr(wanted), expected=expected, hint=did_you_mean(wanted, HOLDS)
+        )
+    text = _with(_with(text, "hold", hold), "hold_command", command)
+    try:
+        found = tomllib.loads(text)
+        is_so = (found.get("hold"), found.get("hold_command")) == (hold, command)
+    except ValueError:
+        is_so = False
+    if not is_so:
+        raise ConfigError("the limits cannot be changed", found=wanted, hint="write hold into limits.toml")
+    return text
+
+
+def _with(text: str, name: str, value: str) -> str:
+    line = f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    text, count = re.subn(rf"^{name}\s*=.*$", lambda _: line, text, flags=re.MULTILINE)
+    return text if count else f"{text.rstrip()}\n{line}\n"
+
+
 TEXT = f"""\
 # What this site allows, whatever the server says. Read again before every round.
 
-# Members that a round has to ask, this site among them, counted on the roster that is held here.
+# Members that a round has to ask, this site among them, counted on the roster that the server shows. It is held here
+# and compared with what is shown later; but whoever keeps the server can add members to it.
 min_cohort = {Limits.min_cohort}
 
 # Of a run, and of a round.
@@ -106,6 +143,9 @@ max_rounds = {Limits.max_rounds}
 max_epochs = {Limits.max_epochs}
 max_steps = {Limits.max_steps}
 max_minutes_per_round = {Limits.max_minutes_per_round}
+
+# Of all runs of a pack together, for one approval; 0: as many as the longest run that the pack allows.
+max_rounds_per_pack = {Limits.max_rounds_per_pack}
 
 # That leave, of all runs together.
 max_bytes_per_day = {Limits.max_bytes_per_day}

@@ -20,6 +20,7 @@ class Told:
     device: str = "cpu"
     threads: int = 0
     kind: str = "recipe"  # of the pack
+    frozen: str = ""  # path of what nobody trains, as safetensors; "": nothing
 
 
 @dataclass(frozen=True)

@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
-from collections.abc import Callable, Mapping
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from konvoi.errors import KonvoiError
-from konvoi.fleet.wire.dial import Unreached
+from konvoi.errors import KonvoiError, MessageRefused
+from konvoi.fleet.wire.dial import Inspected, Said, Unreached
+from konvoi.security import pack as packs
 from konvoi.security.pack import Pack
+from konvoi.sites import fetching
+from konvoi.sites.answers import facts_of, object_of
 from konvoi.sites.gate import Gate, Kept
 from konvoi.sites.house import House
 from konvoi.sites.orders import Order, Result, Told
 from konvoi.sites.process import Process
 from konvoi.sites.protocol import (
+    ENDED,
+    ERRORS,
+    HOLDS,
     IS_READY,
     LIMITS,
+    NOT_FINITE,
     PROTOCOL,
     REFUSES,
+    TRAINING,
     TRAINS,
     Facts,
     Started,
-    convoy_of,
-    facts_of,
     fields,
-    hash_of,
-    outside,
 )
+from konvoi.sites.refusing import forbidden
+from konvoi.sites.tentative import Tentative
 from konvoi.state.journal import write
 
 if TYPE_CHECKING:
     from konvoi.sites.site import Here
 
-BEAT_S = 8.0  # between words while it trains
+BEAT_S, LOOK_S = 8.0, 0.2  # between words while it trains; and at the latest until one that something else is done
 AGAIN_S, RARELY_S = 1.0, 300.0  # between tries, which get rarer
 
 
+class NoUpdate(Exception):
+    """There is none for this round; what may be told of why is a code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(ERRORS[code])
+        self.code = code
+
+
 class Part(threading.Thread):
-    """What it keeps of a run is tentative until its update has counted: `own.new` becomes `own`."""
+    """Goes on whatever fails, here or at the server, and tries more rarely then."""
 
     def __init__(
         self, run: Started, pack: Pack, signer: str, here: Here, house: House, gate: Gate, say: Callable[[str], None]
@@ -50,7 +66,10 @@ class Part(threading.Thread):
         self.run_, self.pack, self.signer, self.here, self.house, self.gate = run, pack, signer, here, house, gate
         self._say = say
         self.hash, self.folder = run.hash, house.run_folder(run.hash)
-        recipe = pack.unpack(self.folder / "sources")
+        self.kept = Tentative(self.folder)
+        recipe, frozen = pack.unpack(self.folder / "sources"), self.folder / "frozen.safetensors"
+        if pack.frozen and not frozen.exists():
+            write(frozen, packs.frozen(house.path_of(pack.hash), pack))
         told = Told(
             str(recipe.resolve()),
             pack.overrides,
@@ -61,11 +80,14 @@ class Part(threading.Thread):
             here.device,
             here.threads,
             pack.kind,
+            str(frozen.resolve()) if pack.frozen else "",
         )
         self.process = Process(told, self.folder)
         self._over = threading.Event()
         self._is_first, self._refused = True, ""
-        self._failed = 0  # rounds in a row
+        self._failed = 0  # times in a row
+        self._doing = IS_READY
+        self._newest: Facts | None = None  # that was heard beside a training
         self.is_done = False
 
     def say(self, text: str) -> None:
@@ -79,177 +101,169 @@ class Part(threading.Thread):
     def run(self) -> None:
         try:
             while not self._over.is_set():
-                try:
-                    self._turn()
-                except Unreached:  # the site's own thread tells about it
-                    self._is_first = True
-                    self._over.wait(AGAIN_S)
-                except Kept as error:
-                    self._is_first = True
-                    if not self.house.is_paused:
-                        self._refuse(f"{error.message}{f': {error.found}' if error.found else ''}")
-                    self._over.wait(AGAIN_S)
-                except KonvoiError as error:
-                    self.say(f"the server says: {error.message}{f' ({error.found})' if error.found else ''}")
-                    self._over.wait(AGAIN_S)
+                self._over.wait(self._try())
         finally:
             self.process.end()
 
-    def _turn(self) -> None:
-        facts = self._ask(IS_READY, waits=not self._is_first)
-        self._is_first = False
-        if facts.state in ("over", "stopped"):
-            self._settle(facts)
-            self.is_done = True
-            self._over.set()
-            return
-        if why := self.forbidden(facts):
-            self._refuse("; ".join(why))
-            self._ask(REFUSES, waits=True)
-            return
-        self._settle(facts)
-        if facts.wanted:
-            self._train(facts)
+    # -- what may go wrong ---------------------------------------------------------------------------------------------
 
-    def _ask(self, doing: int, *, waits: bool = False) -> Facts:
-        values = {"run": bytes.fromhex(self.hash), "doing": doing, "waits": int(waits)}
-        return facts_of(json.loads(self._send("ask", values)))
+    def _try(self) -> float:
+        """A turn. Returns how long to wait for the next."""
+        try:
+            self._turn()
+            return 0.0
+        except (Unreached, Inspected):  # the site's own thread tells about it
+            wait_s = AGAIN_S
+        except Said as error:
+            self.say(f"the server says: {_in_a_line(error)}")
+            wait_s = AGAIN_S
+        except Kept as error:
+            if not self.house.is_paused and not self._over.is_set():
+                self._refuse(_in_a_line(error))
+            wait_s = self._more_rarely()
+        except KonvoiError as error:
+            self.say(_in_a_line(error))
+            wait_s = self._more_rarely()
+        except Exception as error:  # a full disk, a recipe's answer that is none, a fault of this program
+            code = error.code if isinstance(error, NoUpdate) else TRAINING
+            self.say(f"no update: {ERRORS[code]}; why stands in {self.folder / 'log.txt'}")
+            self.house.log(traceback.format_exc(), self.hash)
+            self._tell(code)
+            wait_s = self._more_rarely()
+        self._is_first = True
+        return wait_s
 
-    def _send(self, kind: str, values: Mapping[str, Any]) -> bytes:
-        listed = self.pack.leaves if kind == "update" else PROTOCOL
-        return self.gate.send(listed, kind, values, run=self.run_.id, pack=self.pack.hash, is_over=self._over.is_set)
-
-    # -- what this site does not do ------------------------------------------------------------------------------------
-
-    def forbidden(self, facts: Facts) -> list[str]:
-        """What the server asks for that goes beyond the pack, this site's limits, or what it has said before."""
-        if facts.run.hash != self.hash:
-            return ["the server has changed the run"]
-        plan, limits = convoy_of(self.pack.plan, self.run_.settings), self.house.limits
-        found = outside(self.run_.settings, self.pack.ranges)
-        assert plan.local is not None
-        found += limits.forbid(plan.local, facts.rounds, self.signer)
-        if self.pack.hash not in self.house.approved():
-            found.append("it is not approved here any more")
-        if facts.rounds != plan.rounds or facts.round > plan.rounds + 1:
-            found.append(f"round {facts.round} of {facts.rounds}; the pack has {plan.rounds}")
-        members = self.house.roster()["members"]
-        asked = len({*facts.cohort} & members.keys()) if not plan.at_once else plan.at_once
-        if facts.wanted and asked < limits.min_cohort:
-            found.append(f"a round of {asked} members; this site allows {limits.min_cohort} or more")
-        return found + self._gone_back(facts)
-
-    def _gone_back(self, facts: Facts) -> list[str]:
-        path = self.folder / "known.json"
-        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"round": 0, "base": ""}
-        if facts.round < known["round"]:
-            return [f"the server has gone back: round {facts.round}, after {known['round']}"]
-        if facts.round == known["round"] and facts.base != known["base"]:
-            return [f"the server shows other weights for round {facts.round} than before"]
-        if facts.round > known["round"]:
-            write(path, json.dumps({"round": facts.round, "base": facts.base}).encode())
-        return []
+    def _more_rarely(self) -> float:
+        wait_s = min(AGAIN_S * (1 << min(self._failed, 20)), RARELY_S)
+        self._failed += 1
+        return wait_s
 
     def _refuse(self, why: str) -> None:
         if why != self._refused:
             self._refused = why
             self.say(f"this site takes no part: {why}")
-            with contextlib.suppress(KonvoiError):  # a person here knows
-                self._send("error", {"run": bytes.fromhex(self.hash), "code": LIMITS})
+            self._tell(LIMITS)
+
+    def _tell(self, code: int) -> None:
+        with contextlib.suppress(KonvoiError, OSError):  # a person here knows
+            self._send("error", {"run": bytes.fromhex(self.hash), "code": code})
 
     # -- a round -------------------------------------------------------------------------------------------------------
 
-    def _settle(self, facts: Facts) -> None:
-        """What was kept for the last update holds if that has counted, and is forgotten if it never will."""
-        pending = self._pending()
-        if pending is None:
+    def _turn(self) -> None:
+        facts = self._ask(IS_READY, waits=not self._is_first)
+        self._is_first = False
+        if self._over.is_set():  # another may have this run by now
             return
-        if facts.counted == pending["hash"]:
-            (self.folder / "own.new").replace(self.folder / "own")
-            self.say(f"its update for round {pending['round']} has counted")
-        elif facts.base == pending["base"] or (facts.wanted is False and self.run_at_once):
+        if facts.state not in ENDED and (why := forbidden(facts, self.run_, self.pack, self.signer, self.house)):
+            self._refuse("; ".join(why))
+            self._ask(REFUSES, waits=True)
+            self._over.wait(AGAIN_S)  # that a site is there and then refuses is news to it, which it answers at once
             return
-        for name in ("pending.json", "pending.frame", "own.new"):
-            (self.folder / name).unlink(missing_ok=True)
+        counted = self.kept.settle(facts, at_once=self._is_at_once)
+        if counted is not None:
+            self.say(f"its update for round {counted} has counted")
+        if facts.state in ENDED:
+            self.is_done = True
+            self._over.set()
+        elif facts.wanted:
+            self._train(facts)
 
     @property
-    def run_at_once(self) -> bool:
+    def _is_at_once(self) -> bool:
         return bool(self.pack.plan.get("at_once"))
 
-    def _pending(self) -> dict[str, Any] | None:
-        path = self.folder / "pending.json"
-        return json.loads(path.read_text()) if path.exists() else None
+    def _ask(self, doing: int, *, waits: bool = False) -> Facts:
+        values = {"run": bytes.fromhex(self.hash), "doing": doing, "waits": int(waits)}
+        return facts_of(object_of(self._send("ask", values)))
+
+    def _send(self, kind: str, values: Mapping[str, Any], is_over: Callable[[], bool] = lambda: False) -> bytes:
+        listed = self.pack.leaves if kind == "update" else PROTOCOL
+        return self.gate.send(listed, kind, values, run=self.run_.id, pack=self.pack.hash, is_over=is_over)
 
     def _train(self, facts: Facts) -> None:
-        pending = self._pending()
-        if pending is None or pending["base"] != facts.base:
-            values = self._learn(facts)
-            if values is None:
-                return
-        else:  # it is asked for again: the same bytes
-            _, found = self.pack.leaves.read((self.folder / "pending.frame").read_bytes())
-            values = dict(found)
-        self._send("update", values)
+        frame = self.kept.frame(facts.base) or self._learn(facts)
+        if frame is None:
+            return
+        _, values = self.pack.leaves.read(frame)
+        with self._heard(TRAINS, facts):
+            try:
+                self._send("update", values, lambda: self._is_too_late(facts))
+            except Kept:
+                if not self._is_past(facts):
+                    raise
+                self.say(f"nobody let its update for round {facts.round} go before that was decided")
+                self._is_first = True  # what is new was told already, to the beat
+        self._failed = 0
 
-    def _learn(self, facts: Facts) -> dict[str, Any] | None:
-        weights = self.folder / "weights" / facts.base
-        weights.parent.mkdir(exist_ok=True)
-        if not weights.exists():
-            for old in weights.parent.iterdir():
-                if not old.name.endswith(".part"):
-                    old.unlink()
-            self.gate.fetch(facts.base, weights, size=facts.size, run=self.run_.id, pack=self.pack.hash)
-        own = self.folder / "own"
+    def _learn(self, facts: Facts) -> bytes | None:
+        weights = fetching.weights(self.gate, facts.base, self.folder / "weights", self.run_.id, self.pack)
+        attempt = self.kept.attempt()
         order = Order(
             round=facts.round,
             weights=str(weights.resolve()),
-            own=str(own.resolve()) if own.exists() else "",
-            out=str((self.folder / "out.npz").resolve()),
-            keep=str((self.folder / "own.new").resolve()),
+            own=str(self.kept.own.resolve()) if self.kept.own.exists() else "",
+            out=str((attempt / "out.npz").resolve()),
+            keep=str((attempt / "own").resolve()),
             settings={**self.run_.settings},
             evaluate=any(field.name == "valid_loss" for field in self.pack.leaves.frame("update").fields),
         )
         self.say(f"trains for round {facts.round}")
-        result = self._watched(order)
+        most_s = 60 * self.house.limits.max_minutes_per_round
+        with self._heard(TRAINS, facts):
+            result = self.process.train(order, most_s=most_s, is_over=self._has_to_end)
         if result is None:
             return None
         if result.code:
-            self.say(f"no update for round {facts.round}; why stands in {self.folder / 'log.txt'}")
-            self._send("error", {"run": bytes.fromhex(self.hash), "code": result.code})
-            self._failed += 1
-            self._over.wait(min(AGAIN_S * 2**self._failed, RARELY_S))
-            return None
-        self._failed = 0
-        values = self._values(facts, result)
-        data = self.pack.leaves.build("update", values)  # finite, as the process has looked
-        write(self.folder / "pending.frame", data)
-        told = {"round": facts.round, "base": facts.base, "hash": hash_of(data)}
-        write(self.folder / "pending.json", json.dumps(told).encode())
-        return values
+            raise NoUpdate(result.code if result.code in ERRORS else TRAINING)
+        try:
+            frame = self.pack.leaves.build("update", self._values(facts, result, attempt))
+        except MessageRefused as error:  # the process looks at the moves; here all is looked at
+            raise NoUpdate(NOT_FINITE) from error
+        self.kept.keep(attempt / "own", facts.round, facts.base, frame)
+        return frame
 
-    def _watched(self, order: Order) -> Result | None:
-        """Beside the training the server hears now and then that this site is there."""
-        done, most_s = threading.Event(), 60 * self.house.limits.max_minutes_per_round
+    def _has_to_end(self) -> bool:
+        """A person's word, while it trains."""
+        house = self.house
+        return self._over.is_set() or house.is_paused or house.has_left or self.pack.hash not in house.approved()
+
+    def _is_too_late(self, facts: Facts) -> bool:
+        """Asked while its update is held."""
+        self._doing = HOLDS
+        return self._over.is_set() or self._is_past(facts)
+
+    def _is_past(self, facts: Facts) -> bool:
+        """Where nobody waits, an update is taken for later rounds too."""
+        new = self._newest or facts
+        return new.state in ENDED or (new.base != facts.base and not self._is_at_once)
+
+    @contextlib.contextmanager
+    def _heard(self, doing: int, facts: Facts) -> Iterator[None]:
+        """Meanwhile the server hears now and then what this site does, and this site how the run stands."""
+        self._doing, self._newest, done = doing, facts, threading.Event()
 
         def beat() -> None:
-            while not done.wait(BEAT_S) and not self._over.is_set():
-                try:
-                    self._ask(TRAINS)
-                except KonvoiError:
+            said, at = doing, time.monotonic()
+            while not done.wait(LOOK_S) and not self._over.is_set():
+                if self._doing == said and time.monotonic() - at < BEAT_S:
                     continue
+                said, at = self._doing, time.monotonic()
+                with contextlib.suppress(KonvoiError, OSError):
+                    self._newest = self._ask(said)
 
         beating = threading.Thread(target=beat, daemon=True)
         beating.start()
         try:
-            return self.process.train(order, most_s=most_s, is_over=lambda: self._over.is_set() or self.house.is_paused)
+            yield
         finally:
             done.set()
             beating.join()
 
-    def _values(self, facts: Facts, result: Result) -> dict[str, Any]:
+    def _values(self, facts: Facts, result: Result, attempt: Path) -> dict[str, Any]:
         """The fields of an update, as the list has them."""
         listed, values = self.pack.leaves, dict[str, Any]()
-        with np.load(self.folder / "out.npz") as found:
+        with np.load(attempt / "out.npz") as found:
             if self.pack.kind == "survey":
                 values |= {name: found[name] for name in found}
             for part in ("move", "control"):
@@ -266,3 +280,7 @@ class Part(threading.Thread):
         }
         known = {field.name for field in listed.frame("update").fields}
         return {name: value for name, value in simple.items() if name in known} | values
+
+
+def _in_a_line(error: KonvoiError) -> str:
+    return f"{error.message}{f' ({error.found})' if error.found else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from konvoi.errors import StateError
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.local import Local
 from konvoi.security.leaving import Field, Frame, Listed
@@ -20,8 +22,9 @@ NOTHING = bytes(HASH)
 PIECE = 4 << 20  # bytes that are fetched at once
 
 # What a site does, in its word that it is here.
-WAITS_FOR_APPROVAL, IS_READY, TRAINS, IS_PAUSED, REFUSES = range(5)
-DOING = ("waits for approval", "is ready", "trains", "is paused", "refuses")
+WAITS_FOR_APPROVAL, IS_READY, TRAINS, IS_PAUSED, REFUSES, HOLDS = range(6)
+DOING = ("waits for approval", "is ready", "trains", "is paused", "refuses", "waits for its update to be let go")
+TAKE_PART = (IS_READY, TRAINS, HOLDS)
 
 # Why there is no update: a number leaves, and no text.
 DATA, TRAINING, NOT_FINITE, KILLED, LIMITS = range(1, 6)
@@ -33,9 +36,9 @@ ERRORS = {
     LIMITS: "its own limits forbid it",
 }
 
-# What a pack may leave open, within ranges; of samples, how many a site may say that it has.
-WHOLE = ("rounds", "cohort", "steps", "patience")
-OPEN = (*WHOLE, "epochs", "lr", "samples")
+# What a pack may leave open, within ranges. `patience`: rounds that get no better, after which a run ends; `samples`:
+# how many a site may say that it has. These two are the server's, and of no plan.
+OPEN = ("rounds", "cohort", "steps", "epochs", "lr", "patience", "samples")
 
 RUN = Field("run", "u1", (HASH,), "which run this is about; zeros: none")
 ALWAYS = (
@@ -105,6 +108,12 @@ def fields(listed: Listed, flat: NDArray[np.float32], part: str) -> dict[str, ND
     return {f.name: one.reshape(f.shape) for f, one in zip(wanted, np.split(flat, ends[:-1]), strict=True)}
 
 
+def size_of_weights(listed: Listed) -> int:
+    """Bytes of what is agreed on in a run with this list, controls included: as many numbers as leave."""
+    found = [f for f in listed.frame("update").fields if f.name.startswith(("move ", "control "))]
+    return 4 * sum(math.prod(f.shape) for f in found)
+
+
 def hash_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -135,16 +144,19 @@ def told_of(plan: Convoy) -> dict[str, Any]:
 
 
 def convoy_of(plan: Mapping[str, Any], settings: Mapping[str, float]) -> Convoy:
-    """The plan of a run. Raises: PlanError; TypeError for what a pack of this version cannot hold."""
-    fields, local = {**plan}, {**plan["local"]}
-    if "personal" in local:
-        local["personal"] = tuple(local["personal"])
-    for name, value in settings.items():
-        if name in WHOLE:
-            (local if name == "steps" else fields)[name] = int(value)
-        elif name == "epochs":
-            local[name] = value
-    return Convoy(**{**fields, "local": Local(**local)})
+    """The plan of a run. Raises: PlanError; StateError for a pack of another version."""
+    try:
+        fields, local = {**plan}, {**plan["local"]}
+        if "personal" in local:
+            local["personal"] = tuple(local["personal"])
+        for name, value in settings.items():
+            if name in ("rounds", "cohort"):
+                fields[name] = int(value)
+            elif name in ("steps", "epochs"):
+                local[name] = int(value) if name == "steps" else value
+        return Convoy(**{**fields, "local": Local(**local)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError("the plan of this pack is of another version of konvoi", found=str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -163,12 +175,16 @@ class Started:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
+ENDED = ("over", "stopped")
+STATES = ("waits", "runs", *ENDED)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a site is told of a run."""
 
     run: Started
-    state: str  # "waits", "runs", "over", "stopped"
+    state: str  # of STATES
     round: int  # that is to be decided
     rounds: int
     base: str  # hash of the newest weights
@@ -182,9 +198,3 @@ class Facts:
 
 def as_json(facts: Facts) -> bytes:
     return json.dumps(asdict(facts)).encode()
-
-
-def facts_of(found: Mapping[str, Any]) -> Facts:
-    """Raises: KeyError, TypeError."""
-    run = Started(**found["run"])
-    return Facts(**{**found, "run": run, "cohort": tuple(map(str, found["cohort"]))})

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from konvoi.errors import DataError, KonvoiError, PlanError
-from konvoi.fleet.worker import Place
+from konvoi.fleet.worker import Place, end_with_parent
 from konvoi.held_out import held_out
 from konvoi.island import LiveIsland
+from konvoi.job.adapt import Adapted
 from konvoi.job.data.of import of
 from konvoi.job.data.slot import fill
 from konvoi.job.data.statistics import sums
@@ -38,6 +39,7 @@ from konvoi.recipe import load_recipe, override, recipe_job
 from konvoi.sites import surveying
 from konvoi.sites.orders import Order, Result, Told
 from konvoi.sites.protocol import DATA, NOT_FINITE, TRAINING, convoy_of
+from konvoi.state import safetensors
 from konvoi.task import Task
 from konvoi.values import DataSpec, Source
 
@@ -52,6 +54,8 @@ class Trainer:
         path = Path(told.recipe)
         job = override(recipe_job(load_recipe(path), path), told.overrides)
         self.prepared, self.parts, self.island = build(job, told.data, spec_of(told.spec), told.device, told.threads)
+        if told.frozen:
+            _fill(untrained_of(self.parts, self.prepared.job.model), safetensors.read(Path(told.frozen)))
         self.job, self.told = self.prepared.job, told
         source = self.prepared.splits.train
         if not isinstance(source, Source):
@@ -158,6 +162,13 @@ def trained_of(parts: Any) -> dict[str, Tensor]:
     return {name: p for name, p in parts.named_parameters() if p.requires_grad}
 
 
+def untrained_of(parts: Any, model: Any) -> dict[str, Tensor]:
+    """What is frozen, and the model's constants; without what comes with the job wherever its model is built."""
+    given = model.is_given if isinstance(model, Adapted) else lambda name: False
+    named = [*parts.named_parameters(), *parts.named_buffers()]
+    return {name: one for name, one in named if not one.requires_grad and not given(name)}
+
+
 def with_settings(job: Job, settings: Mapping[str, float]) -> Job:
     """Raises: PlanError for a learning rate that this job's optimizer does not have."""
     if "lr" not in settings:
@@ -172,6 +183,13 @@ def spec_of(told: Mapping[str, Any]) -> DataSpec:
     """What a sample looks like, as a pack has it."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
     return DataSpec(**values)
+
+
+@torch.no_grad()
+def _fill(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """What nobody trains is the same at all sites: a seed draws other numbers on another kind of device."""
+    for name in tensors.keys() & state.keys():  # tied ones are in it once
+        tensors[name].copy_(state[name])
 
 
 def _begin(trained: list[Tensor], mine: list[bool], agreed: Tensor, own: Mapping[str, Any]) -> list[Tensor]:
@@ -202,7 +220,8 @@ class Trains(Protocol):
 
 
 def serve(make: Callable[[Told], Trains]) -> None:
-    """Orders come on standard input until it ends."""
+    """Orders come on standard input until it ends; with its agent this process ends in the middle of one."""
+    end_with_parent(os.getppid())
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a recipe prints is for the log
     trains: Trains | None = None

@@ -7,6 +7,9 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from konvoi.lines import append as append  # what is named here outlives a process, too
+from konvoi.lines import since
+
 
 class Journal:
     """A folder with one file for the newest entry, and one for each thing that it names."""
@@ -44,34 +47,21 @@ class Journal:
 def write(path: Path, data: bytes) -> None:
     """On disk when this returns; after a crash there is this file, or the one before."""
     new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)  # on a full disk it would stand in the way of the next
+        raise
     sync(path.parent)
 
 
-def append(path: Path, line: bytes) -> None:
-    """A line's end is added. On disk when this returns."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(descriptor, line + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def lines(path: Path) -> list[bytes]:
-    """Those that are whole. One that was being written when its process was killed is taken out of the file."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return whole.splitlines()
+    """Those that are whole."""
+    return since(path) if path.exists() else []
 
 
 def sync(path: Path) -> None:

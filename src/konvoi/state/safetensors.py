@@ -6,19 +6,31 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors import torch as files
 from torch import Tensor
 
 
 def write(path: Path, state: Mapping[str, Tensor]) -> None:
     """Tied tensors are written once, under the first of their names, as the format wants it."""
+    files.save_file(_whole(state), path, metadata={"format": "pt"})
+
+
+def as_bytes(state: Mapping[str, Tensor]) -> bytes:
+    return files.save(_whole(state), metadata={"format": "pt"})
+
+
+def from_bytes(data: bytes) -> dict[str, Tensor]:
+    return files.load(data)
+
+
+def _whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     whole: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if tensor.data_ptr() not in seen or tensor.numel() == 0:
             seen.add(tensor.data_ptr())
             whole[name] = tensor.detach().contiguous().cpu()
-    save_file(whole, path, metadata={"format": "pt"})
+    return whole
 
 
 def write_sharded(folder: Path, shards: Sequence[tuple[int, Callable[[], Mapping[str, Tensor]]]]) -> None:
@@ -38,4 +50,4 @@ def write_sharded(folder: Path, shards: Sequence[tuple[int, Callable[[], Mapping
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    return load_file(path)
+    return files.load_file(path)

@@ -10,6 +10,7 @@ from konvoi.fleet.crew import AgentHandle
 from konvoi.fleet.local import Local
 from konvoi.fleet.local import run as run_local
 from konvoi.fleet.simulated import Simulated
+from konvoi.job.adapt import APPROXIMATE, EXACT
 from konvoi.job.data.partition import keep_back
 from konvoi.job.job import LENGTHS, Job, prepare
 from konvoi.job.optimizers import SGD
@@ -45,18 +46,17 @@ def check(job: Job, plan: Plan, fleet: Simulated | None = None) -> None:
         raise PlanError(
             "clients have no samples to tell what fine-tuning does", found=f"holdout={fleet.holdout}", hint=hint
         )
+    if fleet is not None and fleet.keep_finetuned and not local.finetune:
+        raise PlanError("nothing is fine-tuned that could be kept", found="finetune=0", hint="kv.fedavg(finetune=2)")
     if local.controls and not (isinstance(job.optimizer, SGD) and not job.optimizer.momentum):
         hint = "kv.optimizers.sgd(lr=0.1)"
         raise PlanError("controls are of plain SGD (arXiv 1910.06378)", found=repr(job.optimizer), hint=hint)
 
 
 def _how_adapters_are_averaged(job: Job) -> tuple[str, ...]:
-    """As a person reads it (arXiv 2403.12313, section 3)."""
     if job.adapt is None:
         return ()
-    if job.adapt.freeze_a:
-        return ("mean of adapters = exact: B alone is trained, and mean(B) A is mean(B A)",)
-    return ("mean of adapters = approximate: mean(B) mean(A) is not mean(B A); lora(freeze_a=True) is exact",)
+    return (f"mean of adapters = {EXACT if job.adapt.freeze_a else APPROXIMATE}",)
 
 
 def train_clients(job: Job, plan: Plan, fleet: Simulated, keeping: Keeping, agent: AgentHandle) -> record.Record:

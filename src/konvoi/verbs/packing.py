@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,19 +11,24 @@ from typing import TYPE_CHECKING, Any
 import konvoi
 from konvoi.errors import DataError, JobError, PlanError
 from konvoi.plan.convoy import Convoy, Plan
+from konvoi.plan.local import Local
 from konvoi.plan.presets import parse
-from konvoi.recipe import load_recipe, override, recipe_job
+from konvoi.recipe import load_recipe, needed_by, override, recipe_job
 from konvoi.security.identity import make_signer
-from konvoi.security.pack import Pack
+from konvoi.security.pack import NAME, Pack
 from konvoi.sites.protocol import OPEN, hash_of, leaves, told_of
-from konvoi.values import DataSpec
+from konvoi.values import DataSpec, Source
 
 if TYPE_CHECKING:
     from konvoi.compat.flower.deployed import App
+    from konvoi.island import LiveIsland
+    from konvoi.job.job import Prepared
+    from konvoi.plan.split.parts import Parts
 
 OF_A_SAMPLE = ("vocab_size", "num_classes", "input_shape", "num_targets", "seq_len")
 TELL = ("loss", "valid")
 LARGEST_SOURCE = 4 << 20  # bytes
+MOST_SAMPLES = 1_000_000  # that a site may say it has, where a pack does not say otherwise: see `_capped`
 
 
 def signer() -> Path:
@@ -48,7 +53,8 @@ def pack(
 ) -> tuple[Path, Pack]:
     """Write the file, signed; returns its path and what is in it.
 
-    - `ranges`: of settings that a run may change without new consent (`konvoi.sites.protocol.OPEN`).
+    - `ranges`: of settings that a run may change without new consent (`konvoi.sites.protocol.OPEN`). Without one of
+      `samples` a site may say that it has a million.
     - `tell`: what an update says beside how far its weights have come: "loss", "valid".
     - `start_from`: a run's folder, whose weights all begin with.
 
@@ -72,27 +78,30 @@ def pack(
             raise PlanError("this is no range of a setting", found=f"{name}={low:g}:{high:g}", expected=", ".join(OPEN))
     if wrong := sorted({*tell} - {*TELL}):
         raise PlanError("an update tells nothing of that kind", found=", ".join(wrong), expected=", ".join(TELL))
-    prepared, parts, _ = build(job, None, None)
+    prepared, parts, island = build(job, None, None)
+    _check_statistics(prepared, parts, island)
     if "valid" in tell and prepared.splits.valid is None:
         raise DataError(
             "there are no samples kept for evaluation", found="--tell valid", hint="holdout=0.1 on the data"
         )
-    shapes, weights = _weights(parts, convoy, start_from)
+    shapes, weights, frozen = _weights(parts, prepared.job.model, convoy, start_from)
+    sources = sources_of(recipe)
     made = Pack(
         name=_name_of(recipe),
         purpose=purpose,
         recipe=recipe.name,
         plan=told_of(convoy),
         overrides=tuple(overrides),
-        requires=_versions(),
+        requires=needed_by(sources),
         leaves=leaves(shapes, convoy.local, tell=tell),
-        ranges=dict(ranges or {}),
+        ranges=_capped(ranges or {}, convoy.local, prepared.splits.train),
         spec=_spec(prepared.splits.spec),
         initial=hash_of(weights),
-        sources=sources_of(recipe),
+        sources=sources,
+        frozen=hash_of(frozen) if frozen else "",
     )
     path = out or Path(f"{made.name}.pack")
-    made.write(path, key or signer(), weights)
+    made.write(path, key or signer(), weights, frozen)
     return path, made
 
 
@@ -117,19 +126,19 @@ def pack_survey(
         raise DataError("a histogram has bins", found=bins, expected="at least 1")
     splits = of(fill(job.data, None)).prepare()
     asked = surveying.begin(survey(splits), bins)
-    first = surveying.as_bytes(asked)
+    first, sources = surveying.as_bytes(asked), sources_of(recipe)
     made = Pack(
         name=f"{_name_of(recipe)}-survey",
         purpose=purpose,
         recipe=recipe.name,
         plan=told_of(surveying.PLAN),
         overrides=tuple(overrides),
-        requires=_versions(),
+        requires=needed_by(sources),
         leaves=surveying.leaves(asked),
         ranges={},
         spec=_spec(splits.spec),
         initial=hash_of(first),
-        sources=sources_of(recipe),
+        sources=sources,
         kind="survey",
     )
     path = out or Path(f"{made.name}.pack")
@@ -156,7 +165,7 @@ def _pack_app(
     if wrong := sorted({*(ranges or {})} - {"rounds", "cohort", "samples", "patience"}):
         raise PlanError("an app's own settings are its configuration's", found=", ".join(wrong))
     convoy, arrays = app.plan(), app.first("")
-    row = flat(arrays).tobytes()
+    row, sources = flat(arrays).tobytes(), sources_of(recipe)
     assert convoy.local is not None
     made = Pack(
         name=_name_of(recipe),
@@ -164,12 +173,12 @@ def _pack_app(
         recipe=recipe.name,
         plan=told_of(convoy),
         overrides=(),
-        requires=_versions(),
+        requires=needed_by(sources),
         leaves=leaves({f"array {n}": one.shape for n, one in enumerate(arrays)}, convoy.local, tell=tell),
-        ranges=dict(ranges or {}),
+        ranges=_capped(ranges or {}, convoy.local),
         spec={},
         initial=hash_of(row),
-        sources=sources_of(recipe),
+        sources=sources,
         kind="flower",
     )
     path = out or Path(f"{made.name}.pack")
@@ -177,12 +186,26 @@ def _pack_app(
     return path, made
 
 
+def _capped(ranges: Mapping[str, tuple[float, float]], local: Local, packed_with: Any = None) -> dict[str, Any]:
+    """With an end to how many samples a site may say that it has: its update weighs as much. Whoever consents sees it.
+
+    How many sites really have nobody knows here. A million is more records than most have of one kind; and ten times
+    what the recipe is packed with is more, where these are a whole study's.
+    """
+    if local.equal or "samples" in ranges:
+        return dict(ranges)
+    known = len(packed_with) if isinstance(packed_with, Source) else 0
+    return {**ranges, "samples": (1.0, float(max(MOST_SAMPLES, 10 * known)))}
+
+
 def _name_of(recipe: Path) -> str:
-    return recipe.stem.replace("_", "-").lower()
+    """As a pack may be called.
 
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("konvoi", "torch", "numpy")}
+    >>> _name_of(Path("X-rays 2_b.py")), _name_of(Path("fade.py"))
+    ('x-rays-2-b', 'study-fade')
+    """
+    name = re.sub("[^a-z0-9.]+", "-", recipe.stem.lower())[:50].strip("-.")
+    return name if NAME.fullmatch(name) else f"study-{name}".strip("-")
 
 
 def _spec(spec: DataSpec) -> dict[str, Any]:
@@ -200,24 +223,42 @@ def _convoy(text: str, of_recipe: Any) -> Convoy:
     return found
 
 
-def _weights(parts: Any, convoy: Convoy, start_from: Path | None) -> tuple[dict[str, tuple[int, ...]], bytes]:
-    """The shapes of what is agreed on, by name, and what all begin with. Raises: JobError."""
+def _check_statistics(prepared: Prepared, parts: Parts, island: LiveIsland) -> None:
+    """Raises: JobError for a model that keeps some."""
+    import numpy as np
+
+    from konvoi.population.reading import reader
+    from konvoi.population.running_statistics import refuse_running_statistics
+
+    source, job = prepared.splits.train, prepared.job
+    if isinstance(source, Source):
+        read = reader(source, job.seed, job.collate, island.device, 0)
+        refuse_running_statistics(island, parts, read, np.arange(len(source)))
+
+
+def _weights(
+    parts: Parts, model: Any, convoy: Convoy, start_from: Path | None
+) -> tuple[dict[str, tuple[int, ...]], bytes, bytes]:
+    """The shapes of what is agreed on, by name, and what all begin with; and what nobody trains. Raises: JobError."""
     import torch
 
     from konvoi.population.keeping import personal
-    from konvoi.sites.trainer import trained_of
+    from konvoi.sites.trainer import trained_of, untrained_of
+    from konvoi.state import safetensors
 
-    trained = trained_of(parts)
+    trained, untrained = trained_of(parts), untrained_of(parts, model)
     if start_from is not None:
-        known = dict(konvoi.Run(start_from).model().named_parameters())
-        if missing := [name for name, p in trained.items() if name not in known or known[name].shape != p.shape]:
-            raise JobError("the weights to begin with are of another model", found=start_from, expected=missing[0])
-        trained = {name: known[name].detach() for name in trained}
+        known = konvoi.Run(start_from).model().state_dict()
+        wrong = [n for n, p in {**trained, **untrained}.items() if n not in known or known[n].shape != p.shape]
+        if wrong:
+            raise JobError("the weights to begin with are of another model", found=start_from, expected=wrong[0])
+        trained, untrained = ({name: known[name] for name in those} for those in (trained, untrained))
     assert convoy.local is not None
     mine = personal([*trained], convoy.local.personal)
     shared = {name: p.detach().float() for (name, p), own in zip(trained.items(), mine, strict=True) if not own}
     row = torch.cat([p.reshape(-1) for p in shared.values()]).numpy().astype("<f4")
-    return {name: tuple(p.shape) for name, p in shared.items()}, row.tobytes()
+    frozen = safetensors.as_bytes(untrained) if untrained else b""
+    return {name: tuple(p.shape) for name, p in shared.items()}, row.tobytes(), frozen
 
 
 def sources_of(recipe: Path) -> dict[str, bytes]:

@@ -51,11 +51,12 @@ class Run:
         """What the model writes after a prompt; see `kv.generate`."""
         return generate(self.folder, prompt, num_tokens=num_tokens, temperature=temperature, seed=seed)
 
-    def model(self) -> nn.Module:
-        """The module with the newest checkpoint's weights, whole, on this process's CPU."""
+    def model(self, *, client: int | None = None) -> nn.Module:
+        """The module with the newest checkpoint's weights, whole, on this process's CPU; or as a simulated client has
+        fine-tuned them, where the fleet was told to `keep_finetuned`."""
         from konvoi.trained import load_model
 
-        return load_model(record.Record(self.folder))
+        return load_model(record.Record(self.folder), client=client)
 
     def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> Path:
         """Write safetensors and a config; see `kv.save_pretrained`."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from konvoi.errors import StateError
+from konvoi.errors import KonvoiError, StateError
 from konvoi.observe.wording import columns
 from konvoi.security import pack as packs
 from konvoi.sites.hall import submit as submit_to
-from konvoi.state.journal import write
+from konvoi.state.journal import lines, write
 from konvoi.verbs.federation import Terms
 
 
@@ -30,27 +30,30 @@ def submit(
 def runs(folder: Path) -> list[dict[str, Any]]:
     """Every run, the oldest first: its pack, settings, rounds and figures."""
     Terms.read(folder)
-    found = []
-    for path in sorted((folder / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime):
-        told, decided = json.loads(path.read_text()), _decided(path.parent)
-        stopped = path.with_name("stopped")
+    paths = sorted((folder / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    return [_standing(path.parent) for path in paths]
+
+
+def _standing(folder: Path) -> dict[str, Any]:
+    try:
+        told, decided = json.loads((folder / "run.json").read_text()), _decided(folder)
+        rounds = _rounds(folder, told["settings"])
         last: Mapping[str, Any] = decided[-1] if decided else {}
-        rounds = _rounds(path.parent, told["settings"])
-        state = "over" if len(decided) >= rounds else stopped.read_text() if stopped.exists() else "open"
-        found.append(
-            {
-                "run": told["id"],
-                "state": state,
-                "rounds": len(decided),
-                "of": rounds,
-                "sites": len(last.get("updates", ())),
-                **last.get("told", {}),
-                "refused": _count(path.with_name("refused.jsonl")),
-                "pack": told["pack"],
-                "settings": told["settings"],
-            }
-        )
-    return found
+        stopped = folder / "stopped"
+        return {
+            "run": told["id"],
+            "state": "over" if len(decided) >= rounds else stopped.read_text() if stopped.exists() else "open",
+            "rounds": len(decided),
+            "of": rounds,
+            "sites": len(last.get("updates", ())),
+            **last.get("told", {}),
+            "refused": len(lines(folder / "refused.jsonl")),
+            "pack": told["pack"],
+            "settings": told["settings"],
+        }
+    except (KonvoiError, OSError, ValueError, KeyError, TypeError, AttributeError):  # the others can be shown
+        known = {"rounds": 0, "of": 0, "sites": 0, "refused": 0, "pack": "", "settings": {}}
+        return {"run": folder.name, "state": "cannot be read", **known}
 
 
 def _rounds(folder: Path, settings: Mapping[str, float]) -> int:
@@ -60,12 +63,7 @@ def _rounds(folder: Path, settings: Mapping[str, float]) -> int:
 
 
 def _decided(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "decisions.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _count(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return [json.loads(line) for line in lines(folder / "decisions.jsonl")]
 
 
 def as_table(found: Sequence[Mapping[str, Any]]) -> str:
@@ -82,9 +80,9 @@ def as_table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _find(folder: Path, run: str) -> Path:
-    if not (folder / "runs" / run / "run.json").exists():
-        known = ", ".join(sorted(path.parent.name for path in (folder / "runs").glob("*/run.json"))) or "none"
-        raise StateError("there is no such run", found=run, expected=known)
+    known = sorted(path.parent.name for path in (folder / "runs").glob("*/run.json"))
+    if run not in known:
+        raise StateError("there is no such run", found=run, expected=", ".join(known) or "none")
     return folder / "runs" / run
 
 
@@ -94,9 +92,9 @@ def stop(folder: Path, run: str) -> None:
 
 
 def pull(folder: Path, run: str, *, out: Path | None = None, best: bool = False) -> Path:
-    """Its weights as `model.safetensors`, its rounds as `history.json`, and its pack, in a new folder. `best`: those
-    that the sites found best on samples that they keep for evaluation, instead of the newest. Of a survey it is
-    `statistics.json`. Raises: StateError."""
+    """Its weights as `model.safetensors`, those that nobody trains among them, its rounds as `history.json`, and its
+    pack, in a new folder. `best`: those that the sites found best on samples that they keep for evaluation, instead of
+    the newest. Of a survey it is `statistics.json`. Raises: StateError."""
     import torch
 
     from konvoi.state import safetensors
@@ -125,6 +123,8 @@ def pull(folder: Path, run: str, *, out: Path | None = None, best: bool = False)
             values = row[start : start + size].reshape(field.shape)
             weights[field.name.removeprefix("move ")] = torch.from_numpy(values.copy())
             start += size
+    if data := packs.frozen(source / "pack", pack):
+        weights |= safetensors.from_bytes(data)
     _make(into)
     safetensors.write(into / "model.safetensors", weights)
     shutil.copy(source / "pack", into / f"{pack.name}.pack")

@@ -13,6 +13,7 @@ from typing import Any
 
 from konvoi.errors import FleetError, StateError
 from konvoi.fleet.wire import dial
+from konvoi.job.adapt import APPROXIMATE, EXACT
 from konvoi.observe.wording import columns
 from konvoi.security import outbox as outboxes
 from konvoi.security import pack as packs
@@ -20,17 +21,21 @@ from konvoi.security.pack import Pack, difference
 from konvoi.security.roster import Invitation
 from konvoi.sites import house as houses
 from konvoi.sites.house import House
+from konvoi.units import visible
 from konvoi.verbs.member import ROOT
 from konvoi.verbs.running import stop_signals
 
 
 def find(federation: str | None = None) -> tuple[House, Invitation]:
-    """This machine's membership in a federation of sites; without a name the only one. Raises: StateError."""
-    paths = sorted(ROOT.glob(f"{federation or '*'}/*/invitation.json"))
+    """This machine's membership in a federation of sites, NAME or NAME/SITE; without a name the only one. Those that it
+    has left count where there is no other: what has left can be looked at still. Raises: StateError."""
+    name, _, site = (federation or "").partition("/")
+    paths = sorted(ROOT.glob(f"{name or '*'}/{site or '*'}/invitation.json"))
     known = [(path.parent, found) for path in paths if not (found := Invitation.read(path.read_text())).plan]
+    known = [one for one in known if not (one[0] / "left").exists()] or known
     if len(known) != 1:
-        names = ", ".join(sorted(one.federation for _, one in known)) or "none"
-        hint = "--federation NAME" if known else "konvoi join INVITATION --data PATH"
+        names = ", ".join(f"{one.federation}/{one.name}" for _, one in known) or "none"
+        hint = "--federation NAME/SITE" if known else "konvoi join INVITATION --data PATH"
         raise StateError("which federation?", found=names, hint=hint)
     return House(known[0][0]), known[0][1]
 
@@ -108,17 +113,24 @@ class _alone:
 def review(house: House, which: str) -> Iterator[str]:
     """What a person should know before they agree, line by line. `which`: a file, a pack's name, or the beginning of
     its hash; "": the one that waits. Raises: StateError."""
+    return map(visible, _review(house, *_pack(house, which)))
+
+
+def _review(house: House, pack: Pack, signer: str) -> Iterator[str]:
     from konvoi.sites.protocol import convoy_of
 
-    pack, signer = _pack(house, which)
     approved, plan = house.approved(), convoy_of(pack.plan, {})
     assert plan.local is not None
     yield f"pack      {pack.name}, {pack.hash}"
     yield f"purpose   {pack.purpose}"
     yield f"signed by {signer}"
+    others = [one for one in house.signers(pack.hash) if one != signer]
+    yield from (f"also here signed by {one}" for one in others)
     at = approved.get(pack.hash)
     yield f"approved  {'no' if at is None else time.strftime('%Y-%m-%d', time.localtime(at))}"
+    yield from _of_agreement(house, pack)
     yield f"plan      {plan.rounds} rounds, {_of_a_round(pack)}"
+    yield from (f"adapters  their mean is {told}" for told in _how_adapters_are_averaged(pack))
     for name, (low, high) in pack.ranges.items():
         yield f"open      {name} may be {low:g} to {high:g} without asking again"
     yield f"needs     {', '.join(f'{name} {version}' for name, version in pack.requires.items())}"
@@ -136,13 +148,31 @@ def review(house: House, which: str) -> Iterator[str]:
     yield from difference(last, pack)
     yield ""
     if pack.hash not in approved:
-        yield f"To agree: konvoi federation approve {pack.hash[:12]}"
+        which = f"{pack.hash}.{signer[:12]}" if others else pack.hash[:12]
+        yield f"To agree: konvoi federation approve {which}"
+
+
+def _of_agreement(house: House, pack: Pack) -> Iterator[str]:
+    joined = house.joined(pack)
+    if rounds := house.rounds(pack):
+        of = ", ".join(f"{one['rounds']} of {one['id']}" for one in joined) or "none of any run yet"
+        yield f"agreed to {rounds} rounds of all its runs together: {of}"
+    yield "          a run that goes beyond what was agreed to waits until a person approves the pack again"
 
 
 def _of_a_round(pack: Pack) -> str:
     local = pack.plan.get("local", {})
     told = ", ".join(f"{name} {value}" for name, value in local.items())
     return told or "one epoch each"
+
+
+def _how_adapters_are_averaged(pack: Pack) -> Iterator[str]:
+    """As the list tells: where A stays as it is drawn, it does not leave; nor where it is each site's own."""
+    names = " ".join(field.name for field in pack.leaves.frame("update").fields)
+    if ".lora_B." in names and ".lora_A." in names:
+        yield APPROXIMATE
+    elif ".lora_B." in names and not pack.plan["local"].get("personal"):
+        yield EXACT
 
 
 def _pack(house: House, which: str) -> tuple[Pack, str]:
@@ -159,9 +189,9 @@ def approve(house: House, which: str) -> Pack:
 def withdraw(house: House, which: str) -> Pack:
     """Take agreement back: no further round is trained. Raises: StateError."""
     approved = house.approved()
-    pack, _ = house.pack(which or next(reversed(approved), ""))
-    if pack.hash not in approved:
-        raise StateError("this pack is not approved here", found=pack.name)
+    if not approved:
+        raise StateError("no pack is approved here", found=which or None)
+    pack, _ = house.pack(which or next(reversed(approved)), approved=True)
     house.withdraw(pack)
     return pack
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from konvoi.observe.wording import columns
+from konvoi.units import visible
 
 
 def as_table(told: Mapping[str, Any], now: float) -> str:
@@ -29,7 +30,7 @@ def as_table(told: Mapping[str, Any], now: float) -> str:
     )
     rows += [("", *empty, f"reformed: went on as {name} had it") for name in told.get("reforms", ())]
     refused = [f"refused {count} times: {why}" for why, count in told["refused"].items()]
-    return "\n".join([head, *columns(rows), *refused])
+    return "\n".join(map(visible, [head, *columns(rows), *refused]))
 
 
 def _table_of_sites(told: Mapping[str, Any], now: float) -> str:
@@ -45,7 +46,7 @@ def _table_of_sites(told: Mapping[str, Any], now: float) -> str:
     rows += [(name, "", "", "", "revoked") for name in told["revoked"]]
     states = [f"{run['run']} {run['state']}" for run in runs] or ["no runs yet"]
     refused = [f"refused {count} times: {why}" for why, count in told["refused"].items()]
-    return "\n".join([f"{told['federation']}: {', '.join(states)}", *columns(rows), *refused])
+    return "\n".join(map(visible, [f"{told['federation']}: {', '.join(states)}", *columns(rows), *refused]))
 
 
 def _what(one: Mapping[str, Any]) -> str:

@@ -149,6 +149,20 @@ def test_who_is_late_is_not_waited_for_past_the_deadline():
     assert [one.update.site for one in out[0].updates] == ["a", "b"]
 
 
+def test_a_person_at_a_site_is_waited_for_past_the_deadline_as_long_as_patience_lasts():
+    state = served.restart(ev.Terms(rounds=2, first=3, deadline_s=10.0, patience_s=40.0), "w0", ())
+    state, _ = at(state, *(ev.Present(site, 0.0) for site in "abc"))
+    state, out = at(state, *(ev.Came(ev.Update(site, "w0", site, 1.0), 1.0) for site in "ab"))
+    holding, out = at(state, ev.Present("c", 10.0, holds=True), ev.Present("c", 35.0, holds=True), ev.Looked(40.0))
+    assert not out
+    _, out = at(holding, ev.Came(ev.Update("c", "w0", "c", 1.0), 40.0))
+    assert [one.update.site for one in out[0].updates] == ["a", "b", "c"]
+    _, out = at(holding, ev.Looked(40.1))
+    assert [one.update.site for one in out[0].updates] == ["a", "b"]
+    _, out = at(state, ev.Present("c", 10.0, holds=True), ev.Present("c", 11.0))  # it was let go, or forbidden
+    assert [one.update.site for one in out[0].updates] == ["a", "b"]
+
+
 def test_a_cohort_that_brings_nothing_is_replaced_by_those_who_are_there():
     state = served.restart(ev.Terms(rounds=2, first=4, cohort=2, patience_s=20.0), "w0", ())
     state, (asked,) = at(state, *(ev.Present(site, 0.0) for site in "abcd"))

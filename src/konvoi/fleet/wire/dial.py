@@ -13,18 +13,21 @@ import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from konvoi.errors import FleetError
 from konvoi.security.identity import issuer_of, name_of
 from konvoi.security.roster import DESK
+from konvoi.units import visible
 
 TIMEOUT_S = 10.0
 PATIENCE_S = 25.0  # with an answer: the desk may keep it until there is something to say
 LARGEST = 1 << 26  # bytes of an answer
 OK = 200
+SILENT = "the federation's desk does not answer"
+NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which Python's ssl has no name for
 
 
 class Unreached(FleetError):
@@ -35,11 +38,15 @@ class Inspected(FleetError):
     """What answers is not the desk: somebody on the way opens the connection."""
 
 
+class Said(FleetError):
+    """What the desk has against it, in its own words."""
+
+
 @dataclass(frozen=True)
 class Proxy:
     host: str
     port: int
-    authorization: str = ""  # of the header
+    authorization: str = field(default="", repr=False)  # of the header
 
 
 def proxy_for(host: str) -> Proxy | None:
@@ -50,14 +57,19 @@ def proxy_for(host: str) -> Proxy | None:
     told = urllib.request.getproxies().get("https") or urllib.request.getproxies().get("all")
     if not told or urllib.request.proxy_bypass(host):
         return None
-    found = urllib.parse.urlsplit(told if "//" in told else f"//{told}")
-    if found.scheme not in ("", "http") or not found.hostname:
-        raise FleetError("a proxy is reached by HTTP", found=told, expected="https_proxy=http://HOST:PORT")
+    try:
+        found = urllib.parse.urlsplit(told if "//" in told else f"//{told}")
+        port = found.port or 8080
+        if found.scheme not in ("", "http") or not found.hostname:
+            raise ValueError
+    except ValueError:
+        shown = _without_password(told)
+        raise FleetError("a proxy is reached by HTTP", found=shown, expected="https_proxy=http://HOST:PORT") from None
     authorization = ""
     if found.username is not None:
         user = f"{urllib.parse.unquote(found.username)}:{urllib.parse.unquote(found.password or '')}"
         authorization = "Basic " + base64.b64encode(user.encode()).decode()
-    return Proxy(found.hostname, found.port or 8080, authorization)
+    return Proxy(found.hostname, port, authorization)
 
 
 @dataclass(frozen=True)
@@ -69,44 +81,49 @@ class Dial:
     identity: Path | None = None
 
     def post(self, path: str, body: bytes, kind: str = "application/octet-stream") -> tuple[int, bytes]:
-        """Status and body of the first desk that answers. Raises: Unreached, Inspected."""
-        reasons = []
-        for desk in self.desks:
+        """Status and body of the first desk that is reached; no other is given the request, as what has left once may
+        not leave unseen again. Raises: Unreached, Inspected."""
+        with self._first() as (desk, connection):
             try:
-                with self._open(desk) as connection:
-                    connection.connect()
-                    connection.sock.settimeout(PATIENCE_S)
-                    connection.request("POST", path, body, {"Content-Type": kind})
-                    with contextlib.closing(connection.getresponse()) as answer:
-                        told = answer.read(LARGEST + 1)
-                        if len(told) > LARGEST or answer.length:
-                            raise ValueError("an answer that is too large, or was cut off")
-                        return answer.status, told
-            except ssl.SSLCertVerificationError as error:
-                self._look_who_answers(desk)
-                reasons.append(f"{desk}: {error}")
+                connection.sock.settimeout(PATIENCE_S)
+                connection.request("POST", path, body, {"Content-Type": kind})
+                with contextlib.closing(connection.getresponse()) as answer:
+                    told = answer.read(LARGEST + 1)
+                    if len(told) > LARGEST or answer.length:
+                        raise ValueError("an answer that is too large, or was cut off")
+                    return answer.status, told
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reasons.append(f"{desk}: {error}")
-        raise Unreached("the federation's desk does not answer", found="; ".join(reasons))
+                raise Unreached(SILENT, found=f"{desk}: {error}") from None
 
     def look(self) -> bytes:
-        """The desk's certificate, PEM; nothing is asked. Raises: Unreached, Inspected."""
-        reasons = []
-        for desk in self.desks:
-            try:
-                with self._open(desk) as connection:
-                    connection.connect()
-                    return _shown(connection)
-            except ssl.SSLCertVerificationError as error:
-                self._look_who_answers(desk)
-                reasons.append(f"{desk}: {error}")
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reasons.append(f"{desk}: {error}")
-        raise Unreached("the federation's desk does not answer", found="; ".join(reasons))
+        """The desk's certificate, PEM, be it valid now or not; nothing is asked. Raises: Unreached, Inspected."""
+        with self._first(NO_CHECK_TIME) as (_, connection):
+            return _shown(connection)
 
     @contextlib.contextmanager
-    def _open(self, desk: str) -> Iterator[http.client.HTTPConnection]:
+    def _first(self, flags: int = 0) -> Iterator[tuple[str, http.client.HTTPConnection]]:
+        """The first desk that is reached, connected. Raises: Unreached, Inspected."""
+        reasons = []
+        for desk in self.desks:
+            with contextlib.ExitStack() as stack:
+                try:
+                    connection = stack.enter_context(self._open(desk, flags))
+                    connection.connect()
+                except ssl.SSLCertVerificationError as error:
+                    self._look_who_answers(desk)
+                    reasons.append(f"{desk}: {error}")
+                    continue
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    reasons.append(f"{desk}: {error}")
+                    continue
+                yield desk, connection
+                return
+        raise Unreached(SILENT, found="; ".join(reasons))
+
+    @contextlib.contextmanager
+    def _open(self, desk: str, flags: int) -> Iterator[http.client.HTTPConnection]:
         context = ssl.create_default_context(cadata=self.authority)
+        context.verify_flags |= ssl.VerifyFlags(flags)
         if self.identity is not None:
             context.load_cert_chain(self.identity / "certificate.pem", self.identity / "key.pem")
         with contextlib.closing(_Connection(desk, context)) as connection:
@@ -168,8 +185,13 @@ def proxies_told() -> Sequence[str]:
 
 
 def _without_password(text: str) -> str:
+    """
+    >>> _without_password("http://me:secret@proxy:3128"), _without_password("me:secret@proxy")
+    ('http://...@proxy:3128', '...@proxy')
+    """
     head, at, tail = text.rpartition("@")
-    return f"{head.partition('://')[0]}://...@{tail}" if at else text
+    scheme, marks, _ = head.rpartition("://")
+    return f"{scheme}{marks}...@{tail}" if at else text
 
 
 def ask(
@@ -177,24 +199,24 @@ def ask(
 ) -> dict[str, Any]:
     """A question to the first desk that answers; `identity` is a member's folder.
 
-    Raises: Unreached; FleetError with the desk's own reason.
+    Raises: Unreached; Said.
     """
     status, told = Dial(desks, authority, identity).post(path, json.dumps(body).encode(), "application/json")
     return as_answer(status, told)
 
 
 def as_answer(status: int, told: bytes) -> dict[str, Any]:
-    """Raises: Unreached for what makes no sense; FleetError with the desk's own reason."""
+    """Raises: Unreached for what makes no sense; Said."""
     try:
         found = json.loads(told)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise Unreached("the federation's desk does not answer", found="an answer that makes no sense")
+        raise Unreached(SILENT, found="an answer that makes no sense")
     if status != OK:
-        raise FleetError(
-            str(found.get("message", f"status {status}")),
-            found=found.get("found") or None,
-            hint=str(found.get("hint", "")),
+        raise Said(
+            visible(str(found.get("message", f"status {status}"))),
+            found=visible(str(found.get("found") or "")) or None,
+            hint=visible(str(found.get("hint", ""))),
         )
     return found

@@ -47,6 +47,7 @@ class State:
     asked_at: float = 0.0
     first_at: float = math.inf  # when the first update of the round came
     seen: Mapping[str, float] = field(default_factory=dict)  # when each site asked last
+    holding: frozenset[str] = frozenset()  # sites whose update waits there for a person
     came: Mapping[str, Counted] = field(default_factory=dict)  # this round's updates by site
     last: Mapping[str, Update] = field(default_factory=dict)  # of each site what counted last
     bases: tuple[str, ...] = ()  # the newest is the last
@@ -91,12 +92,13 @@ def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
 
 def _present(s: State, out: list[Action], event: Present) -> None:
     s.seen = {**s.seen, event.site: event.now}
+    s.holding = s.holding | {event.site} if event.holds else s.holding - {event.site}
 
 
 def _came(s: State, out: list[Action], event: Came) -> None:
     update = event.update
     s.seen = {**s.seen, update.site: event.now}
-    if (why := _wrong(s, update)) is not None:
+    if (why := why_not(s, update)) is not None:
         out.append(Refuse(update, why))
         return
     staleness = len(s.bases) - 1 - s.bases.index(update.base) if s.terms.at_once else 0
@@ -104,8 +106,8 @@ def _came(s: State, out: list[Action], event: Came) -> None:
     s.first_at = min(s.first_at, event.now)
 
 
-def _wrong(s: State, update: Update) -> str | None:
-    """Why an update is not taken. One that is here already is no mistake: its answer may have been lost."""
+def why_not(s: State, update: Update) -> str | None:
+    """Why an update is not taken; None where it is. One that is here already is no mistake: its answer may be lost."""
     terms, known, last = s.terms, s.came.get(update.site), s.last.get(update.site)
     if s.is_over:
         return "the run is over"
@@ -191,6 +193,8 @@ def _is_enough(s: State, here: list[str], now: float) -> bool:
     if number < max(terms.least, math.ceil(terms.quorum * len(s.cohort))):
         return False
     awaited = {*s.cohort} & {*here} - s.came.keys()
+    if awaited & s.holding and now - s.asked_at <= terms.patience_s:
+        return False  # people are slower than the deadline, which is for machines
     return not awaited or now - s.first_at >= terms.deadline_s
 
 

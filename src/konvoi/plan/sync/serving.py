@@ -18,7 +18,7 @@ class Terms:
     least: int = 1  # updates of a round, and sites of a cohort
     quorum: float = 0.5  # of the cohort: with less no round ends, whatever the deadline
     deadline_s: float = 30.0  # from the first update on; later ones do not count
-    patience_s: float = 60.0  # with a cohort that brings no quorum; then another is asked
+    patience_s: float = 60.0  # with a cohort that brings no quorum, then another is asked; and with a person at a site
     away_s: float = 30.0  # without a word: not there
     at_once: int = 0  # updates that are a round where nobody waits; 0: all wait
     max_staleness: int = 0  # rounds that an update may be late there; 0: as many as are remembered
@@ -48,10 +48,11 @@ class Counted:
 
 @dataclass(frozen=True)
 class Present:
-    """A site has asked what there is to do."""
+    """A site has asked what there is to do. `holds`: its update waits there for a person."""
 
     site: str
     now: float
+    holds: bool = False
 
 
 @dataclass(frozen=True)
