@@ -11,7 +11,7 @@ import pytest
 from konvoi.plan.federated import fedavg
 from konvoi.security import outbox
 from konvoi.security.pack import read
-from konvoi.sites import hosted, part
+from konvoi.sites import hall, hosted, part
 from konvoi.sites import house as houses
 from konvoi.sites.gate import Gate, Kept
 from konvoi.sites.house import House
@@ -52,7 +52,8 @@ def asked(federation, monkeypatch):
     Asked.may_go_on.set()
 
 
-def test_what_is_taken_back_while_it_trains_is_ended(federation, tmp_path, asked):
+def test_what_is_taken_back_while_it_trains_is_ended(federation, tmp_path, asked, monkeypatch):
+    monkeypatch.setattr(hall, "HELD_S", 1.0)
     pack = make_pack(tmp_path)
     sites = [federation.site(name, pack) for name in "ab"]
     for site in sites:

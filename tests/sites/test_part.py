@@ -13,7 +13,7 @@ from konvoi.errors import KonvoiError
 from konvoi.fleet.wire.dial import Inspected, Said, Unreached
 from konvoi.plan.federated import fedavg, fedbuff
 from konvoi.security import outbox
-from konvoi.sites import part
+from konvoi.sites import hall, part
 from konvoi.sites.gate import Gate
 from konvoi.sites.house import House
 from konvoi.sites.orders import Result
@@ -153,7 +153,8 @@ def test_what_cannot_be_sent_is_told_as_a_code(federation, tmp_path, monkeypatch
     assert not said(federation, "a: study-1: the server says")
 
 
-def test_what_is_wrong_here_is_not_told_as_the_servers_word(federation, tmp_path):
+def test_what_is_wrong_here_is_not_told_as_the_servers_word(federation, tmp_path, monkeypatch):
+    monkeypatch.setattr(hall, "HELD_S", 1.0)
     pack = make_pack(tmp_path, fedavg(rounds=400))
     site = federation.site("a", pack)
     for one in (site, federation.site("b", pack)):

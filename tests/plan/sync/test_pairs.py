@@ -2,14 +2,17 @@
 ever."""
 
 import heapq
+import os
 import random
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 from konvoi.plan.sync import pairs, swaps
 
 NAMES = ("a", "b", "c", "d")
+CHUNK = 50  # seeds
 
 
 class World:
@@ -206,9 +209,10 @@ class World:
         self.happen(name, swaps.Taken(action.id))
 
 
-def test_a_thousand_seeds_take_every_half_once_and_go_on():
+def run(first):
+    """A chunk of seeds; what was seen in them."""
     seen = Counter()
-    for seed in range(1000):
+    for seed in range(first, first + CHUNK):
         world = World(seed, NAMES[: 2 + seed % 3])
         before = sum(world.weights.values())
         world.run(24.0)
@@ -231,6 +235,12 @@ def test_a_thousand_seeds_take_every_half_once_and_go_on():
         seen += world.seen
         seen["exchanges"] += len(world.takes)
         seen["given up"] += len(world.halves) - len(world.takes)
+    return seen
+
+
+def test_a_thousand_seeds_take_every_half_once_and_go_on():
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        seen = sum(pool.map(run, range(0, 1000, CHUNK)), Counter())
     assert seen["exchanges"] > 10_000
     assert seen["cut"] > 1000
     assert seen["crash"] > 200
