@@ -3,6 +3,7 @@ import pytest
 from konvoi.errors import PlanError
 from konvoi.plan import compress
 from konvoi.plan.convoy import Convoy
+from konvoi.plan.federated import fedavg
 from konvoi.plan.island import Island
 from konvoi.plan.presets import diloco, local_sgd, parse, streaming_diloco
 
@@ -47,6 +48,8 @@ def test_a_plan_is_read_from_text():
     assert parse("dp=2,precision=bf16") == Island(dp=2, precision="bf16")
     assert parse("|local_sgd,every=5,pace=time") == Island() | local_sgd(every=5, pace="time")
     assert parse("|local_sgd,every=5") == Island() | local_sgd(every=5)
+    for text, equal in (("equal", True), ("equal=true", True), ("equal=False", False)):
+        assert parse(f"|fedavg,{text}") == Island() | fedavg(equal=equal)
     assert parse("fsdp=2 | diloco, outer_lr=0.9, compression=top_k:0.05, servers=a+b") == Island(fsdp=2) | diloco(
         outer_lr=0.9, compression=compress.top_k(0.05), servers=("a", "b")
     )
@@ -60,6 +63,7 @@ def test_a_plan_is_read_from_text():
         "|diloco,every=five",
         "|diloco,every=2.5",
         "|diloco,compression=int9",
+        "|fedavg,equal=no",
         "|diloco,compression=low_bit:3",
         "dq=2|diloco",
         "|",

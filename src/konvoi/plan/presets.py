@@ -194,6 +194,10 @@ def _read(name: str, value: str, kind: str) -> Any:
         return CODECS[codec](*([_number(name, number)] if number else []))
     if kind == "tuple[str, ...]":
         return tuple(value.split("+"))
+    if kind == "bool":
+        if value.lower() not in ("", "true", "false"):
+            raise PlanError(f"{name} is true or false", found=repr(value))
+        return value.lower() != "false"
     return _number(name, value) if kind in ("int", "float") else value
 
 
