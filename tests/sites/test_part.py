@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from konvoi import lines
 from konvoi.errors import KonvoiError
 from konvoi.fleet.wire.dial import Inspected, Said, Unreached
 from konvoi.plan.federated import fedavg, fedbuff
@@ -165,6 +168,26 @@ def test_what_is_wrong_here_is_not_told_as_the_servers_word(federation, tmp_path
     federation.wait(lambda: said(federation, "a: study-1: there is no such limit"))
     federation.wait(lambda: said(federation, "a: there is no such limit"))
     assert not said(federation, "the server says: there is no such limit")
+
+
+def test_a_site_whose_disk_is_full_sends_nothing_and_goes_on_when_it_is_not(federation, tmp_path, monkeypatch):
+    is_full = threading.Event()
+    is_full.set()
+
+    def add(file, line):
+        if is_full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        lines.add(file, line)
+
+    monkeypatch.setattr(outbox, "lines", SimpleNamespace(add=add, opened=lines.opened, since=lines.since))
+    pack = make_pack(tmp_path)
+    for name in "ab":
+        federation.run(federation.site(name, pack))
+    federation.submit(pack)
+    federation.wait(lambda: said(federation, "a: nothing leaves: the outbox cannot be written"))
+    assert not federation.hall.seen
+    is_full.clear()
+    federation.wait(lambda: federation.hall.runs and federation.hosted().is_over)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

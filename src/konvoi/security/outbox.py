@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from konvoi import lines
-from konvoi.errors import StateError
+from konvoi.errors import DiskFull, StateError
 
 BEGINNING = "0" * 64
 
@@ -58,13 +58,13 @@ class Outbox:
         self._file = lines.opened(path)
 
     def record(self, to: str, run: str, recipe: str, kind: str, fields: Sequence[str], data: bytes) -> Entry:
-        """Before `data` is sent. Raises: StateError where it cannot be written down; then nothing may be sent."""
+        """Before `data` is sent. Raises: DiskFull where it cannot be written down; then nothing may be sent."""
         hash = hashlib.sha256(data).hexdigest()
         entry = Entry(self._number, self._clock(), to, run, recipe, kind, tuple(fields), len(data), hash, self._head)
         try:
             lines.add(self._file, entry.line().encode())
         except OSError as error:
-            raise StateError(
+            raise DiskFull(
                 "nothing leaves: the outbox cannot be written", found=f"{self.path}: {error.strerror}"
             ) from error
         self._number, self._head = entry.number + 1, entry.head

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from konvoi.errors import KonvoiError, MessageRefused, StateError
+from konvoi.errors import DiskFull, KonvoiError, MessageRefused, StateError
 from konvoi.fleet.wire.dial import Dial, Said
 from konvoi.security import pack as packs
 from konvoi.sites import fetching
@@ -88,10 +88,10 @@ class Site:
             except Kept:
                 is_first = True
                 self._over.wait(LOOK_S)
-            except StateError as error:
-                self._wrong = error
-                return
             except Exception as error:  # whatever a server says, this site goes on asking
+                if isinstance(error, StateError) and not isinstance(error, DiskFull):
+                    self._wrong = error
+                    return
                 self._tell(error)
                 failed_at, is_first = failed_at or time.monotonic(), True
                 self._over.wait(wait_s * random.uniform(0.5, 1.0))
