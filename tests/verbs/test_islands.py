@@ -107,8 +107,9 @@ def slowly(done):
 
 
 @contextlib.contextmanager
-def kill(number, events, *, at_step):
-    """With -9 the worker of one island or server, by its number, when the first island is at this step."""
+def kill(number, events, *, at_step, silent_s=0.0):
+    """With -9 the worker of one island or server, by its number, when the first island is at this step; before that it
+    says nothing for `silent_s`, as who comes back soon enough is waited for."""
     killed = []
     before = psutil.Process().children()  # the test bench's own agent among them
 
@@ -121,6 +122,8 @@ def kill(number, events, *, at_step):
                 agent = sorted(agents, key=lambda one: (one.create_time(), one.pid))[number]
                 (worker,) = agent.children()
                 killed.append(worker.pid)
+                worker.suspend()
+                time.sleep(silent_s)
                 worker.kill()
             time.sleep(0.05)
 
@@ -219,7 +222,7 @@ def test_a_stop_agrees_and_saves_and_the_run_goes_on(tmp_path):
 @pytest.mark.slow
 def test_with_a_witness_one_of_two_islands_goes_on_alone(tmp_path):
     plan = kv.Island() | Convoy(every=2, deadline_s=3.0, witness="witness")
-    with kill(1, tmp_path / "run" / "events.jsonl", at_step=12):
+    with kill(1, tmp_path / "run" / "events.jsonl", at_step=12, silent_s=5.0):
         folders = train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=slowly))
     found = [*read_events(folders[0])]
     rounds = [event.counted for event in found if isinstance(event, Agreed)]
@@ -231,7 +234,7 @@ def test_with_a_witness_one_of_two_islands_goes_on_alone(tmp_path):
 @pytest.mark.slow
 def test_the_one_that_decides_goes_on_without_the_other(tmp_path):
     plan = kv.Island() | Convoy(every=2, deadline_s=3.0, deciders=("island-0",))
-    with kill(1, tmp_path / "run" / "islands" / "island-1" / "events.jsonl", at_step=12):
+    with kill(1, tmp_path / "run" / "islands" / "island-1" / "events.jsonl", at_step=12, silent_s=5.0):
         folders = train(tmp_path, plan, steps=60, hooks=kv.Hooks(on_step=slowly))
     found = [*read_events(folders[0])]
     assert [event.step for event in found if isinstance(event, StepDone)] == list(range(1, 61))
