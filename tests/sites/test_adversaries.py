@@ -18,14 +18,19 @@ from konvoi.sites.protocol import hash_of
 from tests.sites.conftest import NUMBERS, Puppet, make_pack, weights
 
 
+def begun(federation, pack, **options):
+    """A run of this pack, and its two sites."""
+    a, b = (Puppet(federation, name, pack) for name in "ab")
+    federation.submit(pack, **options)
+    federation.hall.look()
+    a.ask(), b.ask()
+    return a, b
+
+
 @pytest.fixture
 def two(federation, tmp_path):
     pack = make_pack(tmp_path, fedavg(rounds=3, deadline_s=30.0), ranges={"samples": (1.0, 10.0)})
-    a, b = (Puppet(federation, name, pack) for name in "ab")
-    federation.submit(pack)
-    federation.hall.look()
-    a.ask(), b.ask()
-    return federation, a, b
+    return federation, *begun(federation, pack)
 
 
 def test_the_same_update_again_counts_once(two):
@@ -51,10 +56,7 @@ def test_lying_weights_are_capped_and_told(two):
 
 def test_a_run_may_let_sites_claim_less_than_its_pack(federation, tmp_path):
     pack = make_pack(tmp_path, ranges={"samples": (1.0, 1000.0)})
-    a, b = (Puppet(federation, name, pack) for name in "ab")
-    federation.submit(pack, settings={"samples": 3.0})
-    federation.hall.look()
-    a.ask(), b.ask()
+    a, b = begun(federation, pack, settings={"samples": 3.0})
     a.post(a.frame(a.ask(), move=1.0, samples=900))
     b.post(b.frame(b.ask(), move=5.0, samples=1))
     assert np.allclose(weights(federation.hosted()), 2.0)
@@ -255,11 +257,7 @@ def test_a_site_sees_a_fork_of_the_same_length(federation, tmp_path):
 def quick(federation, tmp_path):
     """A run in which nobody waits, a round behind one update."""
     pack = make_pack(tmp_path, fedbuff(buffer=1, cohort=2, rounds=9, max_staleness=1))
-    a, b = (Puppet(federation, name, pack) for name in "ab")
-    federation.submit(pack)
-    federation.hall.look()
-    a.ask(), b.ask()
-    return federation, a, b
+    return federation, *begun(federation, pack)
 
 
 def test_who_is_too_late_where_nobody_waits_is_told(quick):
@@ -291,10 +289,7 @@ def test_of_a_site_nothing_older_counts_than_what_has_counted(quick):
 
 def test_an_asynchronous_run_counts_what_is_late_and_damps_it(federation, tmp_path):
     pack = make_pack(tmp_path, fedbuff(buffer=1, cohort=2, rounds=3, damping=1.0))
-    a, b = (Puppet(federation, name, pack) for name in "ab")
-    federation.submit(pack)
-    federation.hall.look()
-    a.ask(), b.ask()
+    a, b = begun(federation, pack)
     late = b.frame(b.ask(), move=1.0)
     a.post(a.frame(a.ask(), move=1.0))
     assert np.allclose(weights(federation.hosted()), 1.0)

@@ -202,11 +202,16 @@ def parse(text: str) -> Island:
     return Island(**values)
 
 
+def as_bool(name: str, value: str) -> bool:
+    """A field of a plan as text; its name alone means true. Raises: PlanError."""
+    if value.lower() not in ("", "true", "false"):
+        raise PlanError(f"{name} is true or false", found=value)
+    return value.lower() != "false"
+
+
 def _read(name: str, value: str, kind: type) -> Any:
     if kind is bool:
-        if value.lower() not in ("", "true", "false"):
-            raise PlanError(f"{name} is true or false", found=value)
-        return value.lower() != "false"
+        return as_bool(name, value)
     if kind is int:
         try:
             return int(value)

@@ -12,7 +12,7 @@ from konvoi.plan.compress import four_bit, frequencies, int8, ladder, largest_of
 from konvoi.plan.compress.codec import Codec
 from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.federated import fedadagrad, fedadam, fedavg, fedbuff, fedprox, fedyogi, scaffold
-from konvoi.plan.island import Island
+from konvoi.plan.island import Island, as_bool
 from konvoi.plan.island import parse as parse_island
 from konvoi.plan.local import Local
 
@@ -195,9 +195,7 @@ def _read(name: str, value: str, kind: str) -> Any:
     if kind == "tuple[str, ...]":
         return tuple(value.split("+"))
     if kind == "bool":
-        if value.lower() not in ("", "true", "false"):
-            raise PlanError(f"{name} is true or false", found=repr(value))
-        return value.lower() != "false"
+        return as_bool(name, value)
     return _number(name, value) if kind in ("int", "float") else value
 
 
