@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 ISLANDS, BATCH, SEQ_LEN, DEPTH, WIDTH = 4, 32, 64, 3, 128
@@ -121,26 +118,3 @@ def loss(simulation: Any, source: Any, num_samples: int) -> float:
     some = (micro for _, micro in zip(range(num_samples // 64), batches, strict=False))
     sums = one.island.sums(one.parts, some, lambda model, batch: dict(zip("lw", objective(model, batch), strict=True)))
     return float(sums["l"] / sums["w"])
-
-
-# -- what has been run already ---------------------------------------------------------------------------------------
-
-
-class Runs:
-    """Finished runs by trial, a line each; a file that several processes add to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> dict[str, Mapping[str, Any]]:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return {run["id"]: run for run in map(json.loads, lines)}
-
-    def missing(self, trials: Iterable[Trial]) -> list[Trial]:
-        done = self.read()
-        return [trial for trial in dict.fromkeys(trials) if trial.id not in done]
-
-    def add(self, run: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(run) + "\n")

@@ -134,14 +134,18 @@ class Trial:
     def id(self) -> str:
         return hashlib.blake2b(repr(self).encode(), digest_size=8).hexdigest()
 
-    def run(self, agent: Any = None) -> dict[str, Any]:
-        """`agent`: one that was started earlier."""
+    def run(self) -> dict[str, Any]:
         import torch
+
+        from konvoi.fleet.crew import AgentHandle
 
         begin = time.time()
         torch.set_num_threads(1)
         parts = splits()
-        with tempfile.TemporaryDirectory(prefix="xray-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="xray-") as folder,
+            AgentHandle(("konvoi.loop", "konvoi.simulate_clients", "konvoi.state.shards")) as agent,
+        ):
             keeping = {"folder": folder, "checkpoint_every": 0, "sinks": (), "agent": agent}
             models = self._alone(keeping) if self.plan == "alone" else [self._train(keeping)]
         found: dict[str, Any] = {"id": self.id, **dataclasses.asdict(self)}

@@ -24,21 +24,19 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import os
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import _harness
 from _harness import Figure, Options, Result, say, spread
-from _learning import Runs, Trial
+from _learning import Trial
+from _runs import Runs, in_processes, read_trial
 
 RATES = (25, 100, 400, 1000)
 LEARNING = tuple(f"loss_gap_{rate}" for rate in RATES)
@@ -191,22 +189,6 @@ def _short(trial: Trial) -> Trial:
     return replace(trial, steps=4, plan=re.sub(r"every=\d+", "every=2", trial.plan))
 
 
-def in_processes(trials: Sequence[Trial], runs: Runs, num_processes: int) -> None:
-    """Those that are missing, each in a process of its own with one thread."""
-    missing = runs.missing(trials)
-
-    def run(number: int) -> None:
-        say(f"run {number + 1}/{len(missing)}: {missing[number]}")
-        subprocess.run(
-            [sys.executable, __file__, "--trial", repr(missing[number]), "--runs", str(runs.path)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            check=True,
-        )
-
-    with ThreadPoolExecutor(num_processes) as pool:
-        list(pool.map(run, range(len(missing))))
-
-
 # -- speed -----------------------------------------------------------------------------------------------------------
 
 SPEED = ("utilization", "speedup_of_possible", "utilization_bad_bbr", "utilization_bad_cubic")
@@ -319,7 +301,7 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     runs = Runs(args.runs)
     if args.trial:
-        runs.add(_read(args.trial).run())
+        runs.add(read_trial(args.trial, Trial).run())
     elif args.part == "speed":
         plans = {rate: TRIALS[rate][0].plan for rate in (100, 400)}
         if not runs.missing([trial for rate in plans for trial in TRIALS[rate]]):
@@ -328,7 +310,7 @@ def main() -> None:
             say("the learning part has not chosen yet: the first plan of each rate is taken")
         _harness.main("wan_speed", SPEED, lambda options: speed(options, plans), argv=rest)
     else:
-        run_all = functools.partial(in_processes, num_processes=args.processes)
+        run_all = functools.partial(in_processes, __file__, num_processes=args.processes)
         with tempfile.TemporaryDirectory() as folder:  # what a quick look runs is not kept
             short = Runs(Path(folder) / "runs")
 
@@ -338,18 +320,6 @@ def main() -> None:
                 return part(options, short if options.quick else runs, run_all)
 
             _harness.main(f"wan_{args.part}", LEARNING if part is learning else (), measure, argv=rest)
-
-
-def _read(text: str) -> Trial:
-    """
-    >>> _read(repr(Trial("", 0.01, seed=3))).seed
-    3
-    """
-    import ast
-
-    call = ast.parse(text, mode="eval").body
-    assert isinstance(call, ast.Call)
-    return Trial(**{word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg})
 
 
 if __name__ == "__main__":

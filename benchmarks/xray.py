@@ -1,6 +1,6 @@
 """Twenty hospitals learn from chest X-rays that stay with them, against the same model with all images in one place.
 
-    python benchmarks/xray.py --json        about three hours of one core at the first time: runs accumulate in results/
+    python benchmarks/xray.py --json        about five hours of one core at the first time: runs accumulate in results/
 
 PneumoniaMNIST as it is in recipes/data, without doubles; 20 hospitals, each class divided by Dirichlet(0.3). For either
 way as many settings (`_xray_settings.py`) are trained from one seed, and what the best three change also together; the
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
-import os
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -29,8 +29,8 @@ import numpy as np
 
 import _harness
 from _auc import interval, resampled
-from _harness import Options, Result, say
-from _learning import Runs
+from _harness import Options, Result
+from _runs import Runs, in_processes, read_trial
 from _xray import Trial, splits
 from _xray_settings import DIRICHLET, FEDAVG, PARTITIONS, POOLED, Setting, algorithms
 
@@ -187,29 +187,20 @@ def compared(pooled: Sequence[Trial], fedavg: Sequence[Trial], runs: Runs) -> Re
     return Result(figures | {"num_seeds": len(pooled)}, aucs)
 
 
-def one_by_one(trials: Sequence[Trial], runs: Runs) -> None:
-    """Those that are missing."""
-    missing = runs.missing(trials)
-    if not missing:
-        return
-    from konvoi.fleet.crew import AgentHandle
-
-    with AgentHandle(("konvoi.loop", "konvoi.simulate_clients", "konvoi.state.shards")) as agent:
-        for number, trial in enumerate(missing):
-            say(f"run {number + 1}/{len(missing)}: {trial}")
-            runs.add(trial.run(agent))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--runs", type=Path, default=RUNS, help="where finished runs are")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
+    parser.add_argument("--trial", help=argparse.SUPPRESS)
     args, rest = parser.parse_known_args()
-    if hasattr(os, "sched_setaffinity"):  # a worker takes as many threads as it has cores, which here only wait
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if args.trial:
+        Runs(args.runs).add(read_trial(args.trial, Trial).run())
+        return
+    train = functools.partial(in_processes, __file__, num_processes=args.processes)
     with tempfile.TemporaryDirectory() as folder:  # what a quick look runs is not kept
 
         def ask(options: Options) -> Result:
-            return measure(options, Runs(Path(folder) / "runs" if options.quick else args.runs), one_by_one)
+            return measure(options, Runs(Path(folder) / "runs" if options.quick else args.runs), train)
 
         _harness.main("xray", KEYS, ask, argv=rest)
 

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import _xray  # noqa: E402
 import xray  # noqa: E402
+from _runs import Runs  # noqa: E402
 
 PAGE = Path(__file__).parent / "xray.md"
 Done = Mapping[str, Mapping[str, Any]]
@@ -76,7 +77,7 @@ def page(done: Done, study: xray.Study = STUDY) -> str:
     return "\n".join([*parts, NOISE.format(**data), *_searched(found, study, runs)])
 
 
-class _Done(xray.Runs):
+class _Done(Runs):
     """Finished runs that nothing is added to."""
 
     def __init__(self, done: Done) -> None:
@@ -85,7 +86,7 @@ class _Done(xray.Runs):
     def read(self) -> dict[str, Mapping[str, Any]]:
         return dict(self.done)
 
-    def check(self, trials: Sequence[xray.Trial], runs: xray.Runs) -> None:
+    def check(self, trials: Sequence[xray.Trial], runs: Runs) -> None:
         """Raises: KeyError where one of them has not been run."""
         if missing := runs.missing(trials):
             raise KeyError(missing[0].id)
@@ -217,4 +218,4 @@ def _words(trial: xray.Trial) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(xray.Runs(xray.RUNS).read()))
+    PAGE.write_text(page(Runs(xray.RUNS).read()))

@@ -9,7 +9,7 @@ import pytest
 import _xray
 import xray
 from _auc import auc, interval, resampled
-from _learning import Runs
+from _runs import Runs
 from _xray import AUGMENTS, Augment, Trial
 from docs import make_xray
 
