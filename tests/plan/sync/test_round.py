@@ -1,6 +1,5 @@
 """The round under faults: what must always hold, over seeds, and that it would be seen if it did not."""
 
-import gc
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,6 @@ CHUNK = 50
 
 def run(first):
     """A chunk of seeds; what was seen in them, and the seeds whose scenario had a kind of fault."""
-    gc.disable()  # in a process of its own; nothing is in cycles
     seen, seeds = Counter(), Counter()
     for seed in range(first, first + CHUNK):
         try:
@@ -32,12 +30,16 @@ def run(first):
     return seen, seeds
 
 
+def on_all_cores(run, num_seeds):
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=simulation.hurry) as pool:
+        yield from pool.map(run, range(0, num_seeds, CHUNK))
+
+
 def run_all(num_seeds):
     seen, seeds = Counter(), Counter()
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for one, other in pool.map(run, range(0, num_seeds, CHUNK)):
-            seen += one
-            seeds += other
+    for one, other in on_all_cores(run, num_seeds):
+        seen += one
+        seeds += other
     print(f"{num_seeds} seeds: " + ", ".join(f"{kind} {count:,}" for kind, count in sorted(seen.items())))  # noqa: T201
     return seen, seeds
 
@@ -106,8 +108,7 @@ def test_where_rounds_go_by_time_a_slow_islands_work_counts_in_each(by_time):
 def test_nobody_waits_for_the_end_of_a_patience_that_nobody_needs():
     """Where wires say who is out of reach, and who was killed comes back without the model, all go on when all is quiet
     again, however patient they are."""
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        assert sum(pool.map(run_patiently, range(0, 400, CHUNK))) > 300
+    assert sum(on_all_cores(run_patiently, 400)) > 300
 
 
 def run_patiently(first):
@@ -119,7 +120,7 @@ def run_patiently(first):
             world = simulation.World(given, rules=replace(simulation.RULES, patience_s=600.0))
             world.keeps = 0.0
             if seed % 4 != 1:  # who has it already
-                world.push(1.0, "hint", "", None)
+                world.push(1.0, simulation.World.hint)
             world.run()
             count += 1
     return count

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -11,7 +13,7 @@ from konvoi.plan.sync import served
 from konvoi.plan.sync import serving as ev
 from tests.plan.sync.served_world import World
 
-SEEDS = 1000
+SEEDS, CHUNK = 1000, 50
 FAULTS = {
     "server killed": 500,
     "server killed with a round under way": 200,
@@ -27,14 +29,21 @@ FAULTS = {
 }
 
 
-def test_no_round_is_lost_or_decided_twice_and_each_run_ends():
+def run(first):
+    """A chunk of seeds; what was done to them."""
     faults = Counter()
-    for seed in range(SEEDS):
+    for seed in range(first, first + CHUNK):
         world = World(seed).run()
         faults += world.faults
         there = len(world.sites) - len(world.revoked)
         if there >= max(world.terms.least, world.terms.at_once, 1 if world.log else world.terms.first):
             assert world.state.is_over, f"seed {seed}: {world.terms}, {world.state}"
+    return faults
+
+
+def test_no_round_is_lost_or_decided_twice_and_each_run_ends():
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        faults = sum(pool.map(run, range(0, SEEDS, CHUNK)), Counter())
     for kind, least in FAULTS.items():
         assert faults[kind] >= least, (kind, faults)
 

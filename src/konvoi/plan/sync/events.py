@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,10 @@ class Persist:
 class Send:
     to: str
     message: Message
+
+
+def to_each(peers: Iterable[str], message: Message) -> list[Send]:
+    return [Send(peer, message) for peer in peers]
 
 
 @dataclass(frozen=True)

@@ -37,18 +37,15 @@ def receive(s: State, out: list[Action], sender: str, message: Any) -> None:
         s.is_out = True  # the others go on without this island
         out += [Send(sender, Ask(s.last.round)), Out()]  # and the sender may be waiting for a word, too
         return
-    if isinstance(message, (Ask, Join, Leave)):
-        _on_guest(s, out, sender, message)
-    elif isinstance(message, Decided):
-        _on_decided(s, out, sender, message.decision)
-    elif isinstance(message, Result):
-        s.held |= {message.hash}
-    elif message.round < s.round:
+    kind = type(message)
+    if kind in OF_ANY_ROUND:
+        OF_ANY_ROUND[kind](s, out, sender, message)
+    elif message.round <= s.last.round:
         _tell(s, out, sender, message.round)
     elif message.round > s.round:
         out.append(Send(sender, Ask(s.last.round)))
     else:
-        MESSAGES[type(message)](s, out, sender, message)
+        MESSAGES[kind](s, out, sender, message)
 
 
 def _on_guest(s: State, out: list[Action], sender: str, message: Ask | Join | Leave) -> None:
@@ -81,7 +78,8 @@ def _tell(s: State, out: list[Action], peer: str, round: int) -> None:
         out.append(Send(peer, Decided(known)))
 
 
-def _on_decided(s: State, out: list[Action], sender: str, decision: Decision) -> None:
+def _on_decided(s: State, out: list[Action], sender: str, message: Decided) -> None:
+    decision = message.decision
     if decision.round == s.round and decision.previous == s.last.id:
         if s.decided is None:
             s.decided = decision
@@ -96,6 +94,10 @@ def _on_decided(s: State, out: list[Action], sender: str, decision: Decision) ->
             return
         s.stands = False  # too far behind to follow step by step
         out.append(Fetch((sender,)))
+
+
+def _on_result(s: State, out: list[Action], sender: str, message: Result) -> None:
+    s.held |= {message.hash}
 
 
 def _on_offer(s: State, out: list[Action], sender: str, message: Offer) -> None:
@@ -170,6 +172,14 @@ def ask_for_results(s: State, out: list[Action], decision: Decision, first: str 
     if lacking and who and s.me != s.rules.witness:
         out.append(Send(first if first in who else who[s.beats % len(who)], Ask(s.last.round, lacking)))
 
+
+OF_ANY_ROUND: dict[type, Callable[..., None]] = {
+    Ask: _on_guest,
+    Join: _on_guest,
+    Leave: _on_guest,
+    Decided: _on_decided,
+    Result: _on_result,
+}
 
 MESSAGES: dict[type, Callable[..., None]] = {
     Offer: _on_offer,

@@ -57,6 +57,10 @@ class Decision:
     def id(self) -> str:
         return _hash(self)
 
+    @cached_property
+    def everybody(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.members, *self.voters)))
+
     @property
     def samples(self) -> int:
         """That were counted since the convoy began: what was leased, and is neither held nor given back."""
@@ -64,7 +68,10 @@ class Decision:
         return self.cursor - sum(stop - start for start, stop in open_)
 
     def lease_of(self, member: str) -> tuple[Range, ...]:
-        return next((ranges for name, ranges in self.leases if name == member), ())
+        for name, ranges in self.leases:
+            if name == member:
+                return ranges
+        return ()
 
     @classmethod
     def unknown(cls, contacts: tuple[str, ...]) -> Decision:

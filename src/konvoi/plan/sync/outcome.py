@@ -15,7 +15,8 @@ def silent(s: State) -> set[str]:
     """Of whom nothing was heard for too many rounds; where a round may be one member's, for as many times more."""
     is_quick = s.rules.at_once or not s.rules.deadline_s
     most = s.rules.evict_after * (len(s.last.members) if is_quick else 1)
-    return {name for name, heard in s.heard.items() if s.round - heard > most}
+    oldest = s.round - most
+    return {name for name, heard in s.heard.items() if heard < oldest}
 
 
 def decision(s: State, select: Select, results: tuple[str, ...]) -> Decision:

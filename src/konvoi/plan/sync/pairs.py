@@ -15,11 +15,11 @@ weights, and go out with their mean: the same one, bit by bit, where nobody was 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from konvoi.plan.sync.state import copied
 from konvoi.plan.sync.swaps import (
     Action,
     Adopt,
@@ -139,7 +139,8 @@ def begin(
 
 def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
     """What follows from an event. The state that is given stays as it is."""
-    s, out = copy.copy(state), list[Action]()
+    s = copied(state)
+    out: list[Action] = []
     own, guest = s.own, s.guest
     if isinstance(event, Stepped):
         s.step = event.step

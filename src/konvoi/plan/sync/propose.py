@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from konvoi.plan.sync import outcome
-from konvoi.plan.sync.events import Action, Send, SetTimer
+from konvoi.plan.sync.events import Action, SetTimer, to_each
 from konvoi.plan.sync.messages import (
     Accepted,
     Decided,
@@ -97,7 +97,7 @@ def begin(s: State, out: list[Action], ballot: int) -> None:
     s.promises, s.offers, s.reduced, s.chosen, s.proposal, s.accepted = {}, {}, {}, None, None, frozenset()
     out.append(SetTimer("patience", s.round, s.rules.patience_s * len(s.last.voters) * backoff(s)))
     set_deadline(s, out)
-    out += [Send(peer, Prepare(s.round, ballot)) for peer in dict.fromkeys((*s.last.voters, *s.last.members))]
+    out += to_each(dict.fromkeys((*s.last.voters, *s.last.members)), Prepare(s.round, ballot))
 
 
 def on_promise(s: State, out: list[Action], sender: str, message: Promise) -> None:
@@ -139,7 +139,7 @@ def see_to_it(s: State, out: list[Action]) -> None:
     if s.phase == "select" and _may_select(s):
         s.chosen = select = _select(s)
         s.phase = "reduce"
-        out += [Send(peer, select) for peer in _concerned(select)]
+        out += to_each(_concerned(select), select)
         if not select.updates:
             _propose(s, out, outcome.decision(s, select, ()))
     if s.phase == "reduce" and len(s.reduced) == s.rules.num_parts and s.chosen is not None:
@@ -147,14 +147,14 @@ def see_to_it(s: State, out: list[Action]) -> None:
     if s.phase == "propose" and len(s.accepted) >= majority(s) and s.proposal is not None:
         s.phase, s.decided = "", s.proposal
         told = dict.fromkeys((*s.last.members, *s.last.voters, *s.proposal.members))
-        out += [Send(peer, Decided(s.proposal)) for peer in told if peer != s.me]
+        out += to_each((peer for peer in told if peer != s.me), Decided(s.proposal))
 
 
 def _awaited(s: State) -> set[str]:
-    counted = {one.member for one in s.last.updates}
     present = {*s.last.members} - s.left
-    is_told = bool(s.rules.servers or s.rules.deciders)  # who decides is not who is there
-    return {m for m in present if m in s.last.voters or m in counted or m in s.standing or is_told}
+    if s.rules.servers or s.rules.deciders:
+        return present  # who decides is not who is there
+    return present & {*s.last.voters, *s.standing, *(one.member for one in s.last.updates)}
 
 
 def _may_select(s: State) -> bool:
@@ -164,7 +164,7 @@ def _may_select(s: State) -> bool:
     if not offers and not s.joining and not s.left:
         return False
     present, awaited = {*s.last.members} - s.left, _awaited(s)
-    is_enough = len(offers) >= _enough(s)
+    is_enough = len(offers) >= _enough(s, awaited)
     missing = awaited - s.lost - s.fetching - offers.keys()
     if is_enough and not missing:
         return True
@@ -182,21 +182,24 @@ def _offers(s: State) -> dict[str, Update]:
 
 def _is_stale(s: State, member: str) -> bool:
     """Whether too many decisions have been taken without this member's work, as far as is known here."""
+    if not s.rules.max_staleness:
+        return False
     began = next((one.round - (n == 0) for n, one in enumerate(s.kept) if member in one.members), s.last.round)
     counted = (one.round for one in s.kept if any(update.member == member for update in one.updates))
-    return 0 < s.rules.max_staleness <= s.last.round - max(counted, default=began)
+    return s.rules.max_staleness <= s.last.round - max(counted, default=began)
 
 
-def _enough(s: State) -> int:
+def _enough(s: State, awaited: set[str]) -> int:
     """Updates: of all that are awaited; where some decide alone, of those that they reach."""
-    awaited = _awaited(s) - (s.lost if s.rules.deciders else frozenset())
+    if s.rules.deciders:
+        awaited = awaited - s.lost
     return max(1, math.ceil(s.rules.quorum * len(awaited)))
 
 
 def _select(s: State) -> Select:
     offers = [one for member, one in sorted(_offers(s).items()) if member in s.last.members]
     reached = [one for one in offers if one.member not in s.lost]  # the others' pieces would not come
-    offers = reached if len(reached) >= _enough(s) else offers
+    offers = reached if len(reached) >= _enough(s, _awaited(s)) else offers
     (anchor, _), *_ = Counter(one.anchor for one in offers).most_common(1) or [("", 0)]
     updates = tuple(one for one in offers if one.anchor == anchor)  # what moved from elsewhere cannot be added up
     if s.rules.at_once:
@@ -221,7 +224,7 @@ def _ask_for_votes(s: State, out: list[Action]) -> None:
     who does must have them on disk by then."""
     assert s.proposal is not None
     asked = (one for one in s.last.voters if one not in s.accepted and (one != s.rules.witness or s.accepted))
-    out += [Send(voter, Propose(s.round, s.ballot, s.proposal)) for voter in asked]
+    out += to_each(asked, Propose(s.round, s.ballot, s.proposal))
 
 
 def remind(s: State, out: list[Action]) -> None:
@@ -229,8 +232,8 @@ def remind(s: State, out: list[Action]) -> None:
     if s.phase == "prepare" or (s.phase == "select" and s.ballot > 0):  # who has promised may have work to offer
         heard = s.promises.keys() if s.phase == "prepare" else s.offers.keys()
         others = dict.fromkeys((*s.last.voters, *s.last.members))
-        out += [Send(peer, Prepare(s.round, s.ballot)) for peer in others if peer not in heard]
+        out += to_each((peer for peer in others if peer not in heard), Prepare(s.round, s.ballot))
     elif s.phase == "reduce" and s.chosen is not None:
-        out += [Send(peer, s.chosen) for peer in _concerned(s.chosen)]
+        out += to_each(_concerned(s.chosen), s.chosen)
     elif s.phase == "propose":
         _ask_for_votes(s, out)

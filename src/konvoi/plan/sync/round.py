@@ -15,7 +15,6 @@ Nothing is answered with "received": who lacks something asks for it at each bea
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 from konvoi.plan.sync import hearing, outcome, propose
@@ -43,14 +42,16 @@ from konvoi.plan.sync.events import (
     Stepped,
     Summed,
     Timer,
+    to_each,
 )
 from konvoi.plan.sync.messages import Accepted, Ask, Decision, Join, Leave, Offer, Reduced, Result, Update, Vote, Want
-from konvoi.plan.sync.state import BLANK, State
+from konvoi.plan.sync.state import BLANK, State, copied, written
 
 
 def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
     """What follows from an event. The state that is given stays as it is."""
-    s, out = copy.copy(state), list[Action]()
+    s = copied(state)
+    out: list[Action] = []
     EVENTS[type(event)](s, out, event)
     _see_to_it(s, out)
     while own := [action for action in out if type(action) is Send and action.to == s.me]:  # no wire for these
@@ -58,10 +59,10 @@ def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
         for action in own:
             hearing.receive(s, out, s.me, action.message)
             _see_to_it(s, out)
-    if (durable := s.durable()) != state.durable():
+    if written(s) != written(state):
         # Before anything is sent: what somebody else knows of this island, it knows itself after a crash.
         first = next((n for n, action in enumerate(out) if isinstance(action, (Send, Apply))), len(out))
-        out.insert(first, Persist(durable))
+        out.insert(first, Persist(s.durable()))
     return s, tuple(out)
 
 
@@ -102,7 +103,7 @@ def _snapshotted(s: State, out: list[Action], event: Snapshotted) -> None:
 
 def _offer(s: State, out: list[Action]) -> None:
     assert s.own is not None
-    out += [Send(voter, Offer(s.round, s.own)) for voter in s.last.voters]
+    out += to_each(s.last.voters, Offer(s.round, s.own))
 
 
 def _summed(s: State, out: list[Action], event: Summed) -> None:
@@ -111,7 +112,7 @@ def _summed(s: State, out: list[Action], event: Summed) -> None:
         return
     s.sums = {**s.sums, event.part: event.hash}
     s.held |= {event.hash}
-    out += [Send(peer, Result(s.round, event.hash)) for peer in s.everybody if peer != s.me]
+    out += to_each((peer for peer in s.everybody if peer != s.me), Result(s.round, event.hash))
     _tell_sum(s, out, event.part)
 
 
@@ -142,7 +143,7 @@ def _reform(s: State, out: list[Action], event: Reform) -> None:
 
 def _leaving(s: State, out: list[Action], event: Leaving) -> None:
     s.leaving = True
-    out += [Send(voter, Leave(s.last.round)) for voter in s.last.voters]
+    out += to_each(s.last.voters, Leave(s.last.round))
 
 
 def _timer(s: State, out: list[Action], event: Timer) -> None:
@@ -163,16 +164,16 @@ def _beat(s: State, out: list[Action]) -> None:
         return
     is_settled = s.is_member and s.stands and (s.is_voter or bool(s.rules.servers or s.rules.deciders))
     if s.can_be_member and not s.leaving and not is_settled:
-        out += [Send(voter, Join(s.last.round, s.stands and s.is_member)) for voter in s.last.voters]
+        out += to_each(s.last.voters, Join(s.last.round, s.stands and s.is_member))
     if not s.stands and s.last.round >= 0:
         out.append(Fetch(tuple(others), at_beat=True))
     if s.leaving and s.last.round >= 0:
-        out += [Send(voter, Leave(s.last.round)) for voter in s.last.voters]
+        out += to_each(s.last.voters, Leave(s.last.round))
     if s.own is not None and (s.select is None or s.own not in s.select.updates):
         _offer(s, out)
     if s.select is not None:
         for part in s.own_parts:
-            out += [Send(one, Want(s.round, s.select.ballot, (part,))) for one in _lacking(s, part)]
+            out += to_each(_lacking(s, part), Want(s.round, s.select.ballot, (part,)))
             if part in s.sums:
                 _tell_sum(s, out, part)
     for decision in (s.decided, s.pending.decision if s.pending else None):
@@ -285,8 +286,7 @@ def _apply(s: State, out: list[Action], decision: Decision) -> None:
 
 def _enter(s: State, decision: Decision) -> None:
     """This decision is known and acted upon; the next round begins."""
-    for name, value in BLANK.items():
-        setattr(s, name, value)
+    vars(s).update(BLANK)
     s.last = decision
     s.joining -= {*decision.members} | outcome.silent(s)
     s.standing -= {*decision.voters}

@@ -8,7 +8,6 @@ to a base, the hash of the weights that it began with: what was asked for twice 
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ from konvoi.plan.sync.serving import (
     Update,
     Write,
 )
+from konvoi.plan.sync.state import copied
 
 REMEMBERED = 64  # bases of which updates are still taken, where nobody waits
 
@@ -82,7 +82,8 @@ def restart(terms: Terms, first_base: str, log: tuple[Write, ...]) -> State:
 
 def advance(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
     """What follows from an event. The state that is given stays as it is."""
-    s, out = copy.copy(state), list[Action]()
+    s = copied(state)
+    out: list[Action] = []
     EVENTS[type(event)](s, out, event)
     now = getattr(event, "now", None)
     if now is not None and not s.is_over and not s.adding_up:

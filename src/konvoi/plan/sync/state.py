@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from konvoi.plan.sync.messages import Decision, Propose, Select, Update, Vote
+
+T = TypeVar("T")
+
+
+def copied(state: T) -> T:
+    new = object.__new__(type(state))  # an eighth of copy.copy's time, or less
+    new.__dict__.update(state.__dict__)
+    return new
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,9 @@ class Durable:
     last: Decision
     promised: int
     vote: Vote | None
+
+
+written = operator.attrgetter(*Durable.__dataclass_fields__)  # the same of a state, to see whether it has changed
 
 
 @dataclass
@@ -107,11 +119,6 @@ class State:
     lost: frozenset[str] = frozenset()  # whom the wire has reached, and does not just now
     fetching: frozenset[str] = frozenset()  # members that have said that they do not stand
 
-    def __copy__(self) -> State:
-        new = object.__new__(State)  # a third of copy.copy's time
-        new.__dict__.update(self.__dict__)
-        return new
-
     @property
     def round(self) -> int:
         """The one that is to be decided."""
@@ -141,7 +148,7 @@ class State:
 
     @property
     def everybody(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.last.members, *self.last.voters)))
+        return self.last.everybody
 
     @property
     def own_parts(self) -> list[int]:
@@ -152,7 +159,7 @@ class State:
         return [part for part in range(self.rules.num_parts) if select.owner(part) == self.me]
 
     def durable(self) -> Durable:
-        return Durable(self.last, self.promised, self.vote)
+        return Durable(*written(self))
 
 
 BLANK: Mapping[str, Any] = {
