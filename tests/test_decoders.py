@@ -19,7 +19,7 @@ from konvoi.plan.exchange.chunks import Chunks, assemble
 from konvoi.plan.sync import frames, swaps
 from konvoi.plan.sync.messages import Decided, Decision, Offer, State, Update
 from konvoi.plan.sync.state import Durable
-from konvoi.security.roster import Invitation
+from konvoi.security.invitation import Invitation
 
 FIRST = Decision.first(("a", "b"), ("a", "b"), 8)
 UPDATE = Update("a", 0, 8, 8.0, ("0" * 32, "1" * 32), "2" * 32)

@@ -23,18 +23,20 @@ def join(options: Options) -> None:
     from konvoi.verbs.running import Keeping, require_net
 
     require_net("a federation")
-    from konvoi.security.roster import Invitation
+    from konvoi.security.invitation import Invitation
     from konvoi.verbs import member
     from konvoi.verbs.train import PRELOAD
 
     invitation = Invitation.load(options.invitation)
     if not invitation.plan:
         from konvoi.sites.house import House
-        from konvoi.verbs import site
+        from konvoi.verbs import approving, site
 
         if options.data is None:
             hint = "--data PATH: this site's own, which stay where they are"
             raise FleetError("a site of this federation brings data", hint=hint)
+        for told in approving.founders(invitation):  # refused before anything is asked of anybody
+            line(told)
         folder = member.enlist(invitation, None, line) / invitation.name
         if options.hold is not None:
             House(folder).hold_updates(options.hold)
@@ -68,8 +70,17 @@ def _start(options: Options) -> None:
         if not options.name or options.plan:
             hint = "start RECIPE --plan PLAN, or start --name NAME for sites that keep their data"
             raise FleetError("a federation has a recipe, or a name", hint=hint)
-        folder = federation.found_for_sites(options.name, listen=options.listen, at=options.at)
+        founders = [one for one in options.founders.split(",") if one]
+        if options.approvals and not founders:
+            raise FleetError(
+                "founders approve newcomers", found=f"--approvals {options.approvals}", hint="--founders A,B"
+            )
+        given = {"founders": founders, "approvals": options.approvals}
+        folder = federation.found_for_sites(options.name, listen=options.listen, at=options.at, **given)
     else:
+        if options.founders or options.approvals:
+            hint = "machines of one's own: whoever keeps the desk lets them in; start --name NAME for sites"
+            raise FleetError("founders are of federations of sites", found=f"--founders {options.founders}", hint=hint)
         plan = _convoy_plan(options.plan)
         if plan.convoy.local is not None:
             hint = f"konvoi federation pack {options.recipe}, and start --name NAME"
@@ -98,10 +109,10 @@ def _here(options: Options) -> Path:
 
 
 def _invite(options: Options) -> None:
-    from konvoi.verbs import federation
+    from konvoi.verbs import inviting
 
-    given = {"hours": options.hours, "out": options.out, "at": options.at}
-    out(str(federation.invite(_here(options), options.member, **given)))
+    given = {"hours": options.hours, "out": options.out, "at": options.at, "organisation": options.organisation}
+    out(str(inviting.invite(_here(options), options.member, **given)))
 
 
 def _status(options: Options) -> None:
@@ -125,21 +136,29 @@ def _status(options: Options) -> None:
 
 
 def _members(options: Options) -> None:
-    from konvoi.verbs import federation
+    from konvoi.verbs import approving, federation, inviting, site
 
-    out(federation.members(_here(options)))
+    try:
+        folder = federation.find(options.federation)
+    except KonvoiError:
+        if not is_site(options):
+            raise
+        lines(approving.members(site.find(options.federation)[0]))
+    else:
+        out(inviting.members(folder))
 
 
 def _revoke(options: Options) -> None:
-    from konvoi.verbs import federation
+    from konvoi.verbs import inviting
 
-    federation.revoke(_here(options), options.member)
+    if left := inviting.revoke(_here(options), options.member):
+        line(left)
 
 
 def _reform(options: Options) -> None:
-    from konvoi.verbs import federation
+    from konvoi.verbs import inviting
 
-    federation.reform(_here(options), options.member)
+    inviting.reform(_here(options), options.member)
 
 
 def _pack(options: Options) -> None:

@@ -10,7 +10,7 @@ ACTS = """\
 server   start      found a federation, or go on with one, and keep its desk until Ctrl-C
          invite     write an invitation for one named member, once and for some time
          status     who is there, who is slow, and why
-         members    who is a member, by name and certificate
+         members    who is a member, by name and key, and who has signed that
          revoke     a member, or an invitation, is none any more
          reform     a majority is gone for good: go on as one member has it
 studies  pack       a recipe becomes one signed file that sites can consent to
@@ -29,6 +29,8 @@ site     check      name, proxy, TLS, clock, disk and data, each with what mends
          held       updates that wait for a person
          release    let one go
          dossier    a page for the data-protection officer
+         approve-member   who waits to be a member; sign for one, where this site is among those who approve
+         remove-member    sign that one is a member no more
          leave      for good
 """
 
@@ -85,15 +87,31 @@ def _server(acts: Any) -> None:
         "--at", action="append", default=[], metavar="HOST[:PORT]", help="where members reach it; may be given again"
     )
     start.add_argument("--name", help="default: the recipe's")
+    start.add_argument(
+        "--founders",
+        default="",
+        metavar="A,B,...",
+        help="of sites: the members who sign the roster, so that the server can add nobody; default: the server signs",
+    )
+    start.add_argument(
+        "--approvals", type=int, default=0, metavar="N", help="founders who sign for a newcomer (more than half)"
+    )
     invite = acts.add_parser("invite", description="Write an invitation for one named member, once and for some time.")
     invite.add_argument("member", metavar="NAME")
     invite.add_argument("--hours", type=float, default=24.0)
     invite.add_argument("--at", action="append", default=[], metavar="HOST:PORT", help="where members reach the desk")
+    invite.add_argument(
+        "--organisation", default="", metavar="TEXT", help="whose member it is, for the roster of sites"
+    )
     invite.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.invite")
     status = acts.add_parser("status", description="Who is there, who is slow, and why.")
     status.add_argument("--json", action="store_true")
-    members = acts.add_parser("members", description="Who is a member, by name and certificate.")
-    revoke = acts.add_parser("revoke", description="A member, or an invitation, is none any more.")
+    members = acts.add_parser("members", description="Who is a member, by name and key, and who has signed that.")
+    revoke = acts.add_parser(
+        "revoke",
+        description="A member, or an invitation, is none any more: the server hears it no longer, at once. Where "
+        "founders sign the roster, it stays on that until enough of them have run remove-member.",
+    )
     revoke.add_argument("member", metavar="NAME")
     reform = acts.add_parser(
         "reform",
@@ -174,6 +192,20 @@ def _site(acts: Any) -> None:
     dossier = acts.add_parser("dossier", description="A page for the data-protection officer.")
     dossier.add_argument("--out", type=Path, metavar="FILE", help="default: SITE-dossier.html")
     for act in (review, approve, withdraw, pause, resume, limits, outbox, held, release, dossier):
+        act.add_argument("--federation", metavar="NAME", help="default: the only one that was joined here")
+    approve_member = acts.add_parser(
+        "approve-member",
+        description="Without a name: who waits, with which key. With a name, and the key that was compared by "
+        "telephone: sign, with this site's own key, that it becomes a member. `founders` is what founders sign first.",
+    )
+    approve_member.add_argument("member", nargs="?", default="", metavar="NAME")
+    approve_member.add_argument("key", nargs="?", default="", help="as the newcomer has told it, and not the server")
+    approve_member.add_argument(
+        "--approver", action="store_true", help="it approves others, too; may be a member already"
+    )
+    remove_member = acts.add_parser("remove-member", description="Sign that a member is one no more.")
+    remove_member.add_argument("member", metavar="NAME")
+    for act in (approve_member, remove_member):
         act.add_argument("--federation", metavar="NAME", help="default: the only one that was joined here")
     leave = acts.add_parser("leave", description="This machine's members will not come back.")
     leave.add_argument("federation", nargs="?", metavar="NAME", help="default: the only one of sites")

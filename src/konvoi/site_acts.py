@@ -26,7 +26,7 @@ def is_site(options: Options) -> bool:
 def _check(options: Options) -> None:
     from konvoi.observe.wording import columns
     from konvoi.security import pack as packs
-    from konvoi.security.roster import Invitation
+    from konvoi.security.invitation import Invitation
     from konvoi.sites import checkup
 
     invitation = Invitation.load(options.invitation)
@@ -77,6 +77,22 @@ def _resume(house: Any, options: Options) -> None:
     house.resume()
 
 
+def _approve_member(options: Options) -> None:
+    from konvoi.verbs import approving, site
+
+    house, invitation = site.find(options.federation)
+    if not options.member:
+        lines(approving.waiting(house, invitation))
+        return
+    line(approving.approve(house, invitation, options.member, options.key, approver=options.approver))
+
+
+def _remove_member(options: Options) -> None:
+    from konvoi.verbs import approving, site
+
+    line(approving.remove(*site.find(options.federation), options.member))
+
+
 def _leave(options: Options) -> None:
     from konvoi.verbs import member, site
 
@@ -91,8 +107,9 @@ def _leave(options: Options) -> None:
 
 def _limits(house: Any, options: Options) -> None:
     from konvoi.observe.wording import columns
+    from konvoi.security.members import who_adds
 
-    out("\n".join(columns(house.limits.as_rows())))
+    out("\n".join(columns(house.limits.as_rows(who_adds(house.members())))))
     line(f"they stand in {house.folder / 'limits.toml'}, and are read before every round")
 
 
@@ -137,5 +154,7 @@ AT_SITE: dict[str, Callable[[Options], None]] = {
     "held": _at_site(_held),
     "release": _at_site(_release),
     "dossier": _dossier,
+    "approve-member": _approve_member,
+    "remove-member": _remove_member,
     "leave": _leave,
 }

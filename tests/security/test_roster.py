@@ -8,7 +8,8 @@ import stat
 import pytest
 
 from konvoi.errors import FleetError, StateError
-from konvoi.security.roster import Invitation, Roster
+from konvoi.security.invitation import Invitation
+from konvoi.security.roster import Roster
 
 NOW = 1_000_000.0
 

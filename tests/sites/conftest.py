@@ -12,17 +12,21 @@ import pytest
 from konvoi.fleet.desk import Desk
 from konvoi.fleet.wire.dial import Dial, as_answer, ask
 from konvoi.plan.federated import fedavg
-from konvoi.security.identity import Authority, Identity, make_signer
+from konvoi.security.identity import Authority, Identity, make_signer, public_of, sign_as
 from konvoi.security.identity import ask as make_key
+from konvoi.security.members import Members, founding, take
 from konvoi.security.pack import Pack
 from konvoi.security.roster import DESK, Roster
+from konvoi.security.version import KEEPER, MEMBER, Entry, Version
 from konvoi.sites import part
 from konvoi.sites.hall import Hall, submit
 from konvoi.sites.house import House
 from konvoi.sites.orders import Result
 from konvoi.sites.protocol import PROTOCOL, fields, hash_of, leaves, told_of
 from konvoi.sites.site import Here, Site
+from konvoi.state.journal import append
 
+KEEPER_KEY = make_key(DESK)[0]
 SHAPES = {"weight": (2, 3), "bias": (2,)}
 NUMBERS = 8
 
@@ -52,6 +56,19 @@ def make_pack(folder: Path, plan=None, *, name="study", tell=("loss",), ranges=N
     return path
 
 
+def hold_roster(house, *names):
+    """As a site holds it: whoever keeps the server has signed it alone."""
+    members = Members()
+    for name in (DESK, *names):
+        key = KEEPER_KEY if name == DESK else make_key(name)[0]
+        entry = Entry(name, f"The house of {name}", public_of(key), KEEPER if name == DESK else MEMBER, 0.0)
+        text = members.adding(entry) if name != DESK else founding("id", 1, [entry])
+        version = Version(text, {DESK: sign_as(KEEPER_KEY, text.encode())})
+        members = take(members, version)
+        append(house.folder / "roster.jsonl", version.line().encode())
+    return members
+
+
 class Fake:
     """In place of the process that trains: a site's move is its number, from wherever it begins."""
 
@@ -74,11 +91,16 @@ class Fake:
 class Federation:
     """Its server can be stopped and started again at the same port."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, founders=(), needed=0):
+        """As `Roster.found`; without founders the server signs its roster alone."""
         self.folder, self.said, self.port = folder, [], 0
         self.authority = Authority.make("test")
         self.authority.save(folder / "authority")
         self.authority.issue(DESK).save(folder / DESK)
+        roster = Roster.open(folder / "roster.jsonl")
+        kept = {} if founders else {"key": public_of(self.authority.certificate)}
+        roster.found("id", 0.0, founders, needed or 1, **kept)
+        roster.settle(self.authority.key, 0.0)
         self.is_over = False
         self.sites: list[tuple[Site, threading.Event, threading.Thread]] = []
         self.start()
@@ -109,6 +131,10 @@ class Federation:
     def dial(self):
         return (f"127.0.0.1:{self.port}",)
 
+    @property
+    def founding(self):
+        return self.hall.roster.signing.members.founding
+
     def enrol(self, name: str) -> Path:
         token = self.desk.roster.invite(name, time.time())
         key, request = make_key(name)
@@ -129,7 +155,7 @@ class Federation:
             (folder / "limits.toml").write_text(limits)
         if pack is not None:
             house.approve(*house.take_in(pack))
-        here = Here(name, "test", "id", self.authority.certificate, Path(data))
+        here = Here(name, "test", "id", self.founding, Path(data))
         dial = Dial(self.dial, self.authority.certificate.decode(), folder)
         site = Site(here, house, dial, lambda text: self.said.append(f"{time.monotonic():.2f} {name}: {text}"))
         site.look_s = 0.05

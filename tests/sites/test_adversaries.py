@@ -14,8 +14,10 @@ from konvoi.fleet.wire.dial import Dial, as_answer, ask
 from konvoi.plan.federated import fedavg, fedbuff
 from konvoi.security.identity import Authority, Identity
 from konvoi.security.identity import ask as make_key
+from konvoi.security.signing import as_told
+from konvoi.sites.house import House
 from konvoi.sites.protocol import hash_of
-from tests.sites.conftest import NUMBERS, Puppet, make_pack, weights
+from tests.sites.conftest import NUMBERS, Puppet, hold_roster, make_pack, weights
 
 
 def begun(federation, pack, **options):
@@ -189,14 +191,15 @@ def run_and_fail(federation, site, why):
 
 def test_a_site_does_not_believe_a_roster_of_somebody_else(federation, tmp_path):
     site = federation.site("a")
-    federation.hall.authority = Authority.make("other")
-    federation.hall._vouched = ("", "")
-    run_and_fail(federation, site, "not signed by the federation's authority")
+    other = House(tmp_path / "other")
+    hold_roster(other, *"ab")
+    federation.hall._roster = lambda: as_told(other.versions())
+    run_and_fail(federation, site, "does not take: it is another federation's")
 
 
 def test_a_site_sees_that_a_roster_has_gone_back(federation, tmp_path):
     site = federation.site("a")
-    (site.house.folder / "roster.json").write_text(json.dumps({"entries": 99, "members": {}}))
+    hold_roster(site.house, *"abcd")
     run_and_fail(federation, site, "older than the one held here")
 
 

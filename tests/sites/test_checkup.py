@@ -14,7 +14,7 @@ import pytest
 from konvoi.cli import main
 from konvoi.security import pack as packs
 from konvoi.security.identity import Authority
-from konvoi.security.roster import Invitation
+from konvoi.security.invitation import Invitation
 from konvoi.sites import checkup
 from tests.fleet.wire.listener import Listener, desk
 from tests.sites.conftest import make_pack
@@ -55,7 +55,7 @@ def test_where_all_is_well_the_server_hears_no_byte_and_sees_no_name(tmp_path):
     authority, context = desk(tmp_path)
     with Listener(context) as server:
         found = check(invited(authority, server.desk), tmp_path)
-    assert [*found] == ["proxy", "name", "TLS", "clock", "disk"]
+    assert [*found] == ["roster", "proxy", "name", "TLS", "clock", "disk"]
     assert all(one.well for one in found.values()), found
     assert server.told == [b""]
     assert server.shown == [None]
@@ -109,12 +109,12 @@ def test_what_a_proxy_has_against_it_is_said(tmp_path, monkeypatch, answer, foun
 def test_a_proxy_that_is_not_there_or_is_none_is_said_once(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     found = [*checkup.check(invited(Authority.make("test"), "far.example:7700"), tmp_path, None, None)]
-    assert [(one.what, one.well) for one in found] == [("proxy", False), ("disk", True)]
-    assert "no_proxy" in found[0].mend
+    assert [(one.what, one.well) for one in found] == [("roster", True), ("proxy", False), ("disk", True)]
+    assert "no_proxy" in found[1].mend
     monkeypatch.setenv("https_proxy", "https://me:secret@127.0.0.1:1")
     found = [*checkup.check(invited(Authority.make("test"), "far.example:7700"), tmp_path, None, None)]
-    assert [(one.what, one.well) for one in found] == [("proxy", False), ("disk", True)]
-    assert found[0].mend == "https_proxy=http://HOST:PORT"
+    assert [(one.what, one.well) for one in found] == [("roster", True), ("proxy", False), ("disk", True)]
+    assert found[1].mend == "https_proxy=http://HOST:PORT"
     assert "secret" not in str(found)
 
 

@@ -11,6 +11,7 @@ import pytest
 from konvoi.errors import ConfigError, StateError
 from konvoi.plan.federated import fedavg
 from konvoi.security import outbox
+from konvoi.security.members import who_adds
 from konvoi.sites import house as houses
 from konvoi.sites.dossier import RISKS
 from konvoi.sites.house import House
@@ -18,7 +19,7 @@ from konvoi.sites.limits import TEXT, Limits
 from konvoi.sites.protocol import Started
 from konvoi.state.journal import write
 from konvoi.verbs.site import review
-from tests.sites.conftest import make_pack
+from tests.sites.conftest import hold_roster, make_pack
 
 
 def sent(site, kind="update"):
@@ -230,11 +231,12 @@ def test_limits_that_are_misspelt_are_none(tmp_path):
         Limits.read(tmp_path / "limits.toml")
 
 
-def test_a_site_is_told_where_it_takes_the_servers_word():
-    rows = " ".join(cell for row in Limits().as_rows() for cell in row)
+def test_a_site_is_told_where_it_takes_the_servers_word(tmp_path):
+    rows = " ".join(cell for row in Limits().as_rows(who_adds(hold_roster(House(tmp_path), "a"))) for cell in row)
     for text in (rows, as_written(), RISKS):
-        assert "can add members" in " ".join(text.split())
-        assert "the roster that the server shows" in " ".join(text.split())
+        assert "whoever keeps the server" in " ".join(text.split())
+        assert "add members" in " ".join(text.split()) or "invents members" in text
+        assert "the roster that this site holds" in " ".join(text.split())
 
 
 def as_written():

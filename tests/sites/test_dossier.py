@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 import time
 
 import pytest
 
 from konvoi.plan.federated import fedavg
+from konvoi.security.identity import mark
+from konvoi.security.members import who_adds
 from konvoi.sites.dossier import RISKS, page
 from konvoi.sites.house import House
 from konvoi.sites.protocol import PROTOCOL
 from konvoi.verbs import site
-from tests.sites.conftest import make_pack
+from tests.sites.conftest import hold_roster, make_pack
 
 DESKS = ("far.example:7700", "10.0.0.1:7700")
-MEMBERS = {"st-marys": "ab:cd", "st-johns": "ef:01"}
+MEMBERS = ("st-marys", "st-johns")
 
 
 @pytest.fixture
 def house(tmp_path):
     made = House(tmp_path / "house")
-    (made.folder / "roster.json").write_text(json.dumps({"entries": 4, "members": MEMBERS}))
+    hold_roster(made, *MEMBERS)
     (made.folder / "limits.toml").write_text("max_rounds = 77\nhold = 'first'\n")
     return made
 
@@ -69,14 +70,17 @@ def test_it_says_who_sees_what_who_the_members_are_and_where_requests_go(house, 
     text = shown(house)
     assert "<td>who sees an update</td><td>whoever keeps the server</td>" in text
     assert "<td>who sees the agreed weights</td><td>all members, and whoever keeps the server</td>" in text
-    for name, mark in MEMBERS.items():
-        assert f"<td>{name}</td><td>{mark}</td>" in text
+    for name, one in house.members().sites.items():
+        row = (name, f"The house of {name}", mark(one.key), "member", "1970-01-01", "desk")
+        assert "".join(f"<td>{cell}</td>" for cell in row) in text
+    assert "Who adds: whoever keeps the server signs the roster alone, and so can add members." in text
+    assert f"Version 2 of the roster, founded as {mark(house.members().founding)}." in text
     assert "Requests go to far.example:7700, 10.0.0.1:7700 and nowhere else" in text
 
 
 def test_every_limit_of_this_site_and_every_risk_that_remains_is_in_it(house, approved):
     text = shown(house)
-    for row in house.limits.as_rows()[1:]:
+    for row in house.limits.as_rows(who_adds(house.members()))[1:]:
         assert "".join(f"<td>{one}</td>" for one in row) in text, row
     assert "<td>77</td>" in text
     for risk in ("membership inference", "gradient inversion", "The number of samples", "not recognised", "Review is"):
@@ -110,7 +114,6 @@ def test_nothing_in_a_pack_can_write_into_it_or_turn_its_text_around(house, tmp_
     bad = "<script>alert(1)</script>\u202e\x1b\u2066"
     monkeypatch.setattr("getpass.getuser", lambda: bad)
     house.approve(*house.take_in(make_pack(tmp_path)))
-    (house.folder / "roster.json").write_text(json.dumps({"entries": 4, "members": {bad: bad}}))
     text = page(house, bad, bad, (bad,))
     assert "<script" not in text
     assert not any(one in text for one in "\u202e\x1b\u2066")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import threading
 import time
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from konvoi.sites.protocol import Facts, Started, hash_of
 from konvoi.sites.refusing import forbidden
 from konvoi.sites.site import Here
 from konvoi.sites.tentative import Tentative
-from tests.sites.conftest import Fake, make_pack
+from tests.sites.conftest import Fake, hold_roster, make_pack
 
 ONE, TWO, THREE = (letter * 64 for letter in "123")
 
@@ -197,23 +196,23 @@ def test_a_site_whose_disk_is_full_sends_nothing_and_goes_on_when_it_is_not(fede
 def test_a_buffer_is_no_larger_a_cohort_than_there_are_members(tmp_path, members, is_enough):
     house = House(tmp_path / "house")
     (house.folder / "limits.toml").write_text("min_cohort = 5")
-    (house.folder / "roster.json").write_text(json.dumps({"entries": 1, "members": dict.fromkeys(members, "x")}))
+    hold_roster(house, *members)
     pack, signer = house.take_in(make_pack(tmp_path, fedbuff(buffer=10, rounds=3)))
     house.approve(pack, signer)
     run = Started("id", "study-1", pack.hash, {}, 1, 1)
-    found = forbidden(facts(run=run), run, pack, signer, house)
+    found = forbidden(facts(run=run), run, pack, signer, house, "a")
     assert found == ([] if is_enough else [f"a round of {len(members)} members; this site allows 5 or more"])
 
 
 def test_nothing_is_trained_behind_the_last_round(tmp_path):
     house = House(tmp_path / "house")
-    (house.folder / "roster.json").write_text(json.dumps({"entries": 1, "members": {"a": "x", "b": "y"}}))
+    hold_roster(house, *"ab")
     pack, signer = house.take_in(make_pack(tmp_path))
     house.approve(pack, signer)
     run = Started("id", "study-1", pack.hash, {}, 1, 1)
-    assert not forbidden(facts(run=run, round=3), run, pack, signer, house)
-    assert not forbidden(facts(TWO, run=run, round=4, wanted=False), run, pack, signer, house)
-    assert forbidden(facts(TWO, run=run, round=4), run, pack, signer, house) == ["round 4 of 3; the pack has 3"]
+    assert not forbidden(facts(run=run, round=3), run, pack, signer, house, "a")
+    assert not forbidden(facts(TWO, run=run, round=4, wanted=False), run, pack, signer, house, "a")
+    assert forbidden(facts(TWO, run=run, round=4), run, pack, signer, house, "a") == ["round 4 of 3; the pack has 3"]
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from konvoi.fleet.wire.dial import Dial
 from konvoi.plan.federated import fedavg
 from konvoi.security import outbox
 from konvoi.security import pack as packs
+from konvoi.security.invitation import Invitation
 from konvoi.security.leaving import KIND
-from konvoi.security.roster import Invitation
 from konvoi.sites import part
 from konvoi.sites.house import House
 from konvoi.sites.orders import Result

@@ -13,7 +13,7 @@ import pytest
 
 from konvoi.cli import main
 from konvoi.errors import FleetError, PlanError, StateError
-from konvoi.verbs import federation, member
+from konvoi.verbs import federation, inviting, member
 from konvoi.verbs.standing import as_table
 
 RECIPE = """
@@ -197,21 +197,21 @@ def test_a_federation_is_founded_once_and_gone_on_with(here):
 
 
 def test_an_invitation_can_be_read_by_its_owner_alone_and_names_the_recipe(here):
-    file = federation.invite(found(), "ada")
+    file = inviting.invite(found(), "ada")
     assert file.stat().st_mode & 0o077 == 0
     one = member.Invitation.read(file.read_text())
     assert (one.recipe, one.desks, one.plan) == ("far.py", ("far.example:0",), PLAN)
     with pytest.raises(FleetError, match="such a file"):
-        federation.invite(found(), "ada")
+        inviting.invite(found(), "ada")
 
 
 def test_where_the_desk_is_reached_has_to_be_said(here):
     with pytest.raises(FleetError, match="not known"):
-        federation.invite(found(at=()), "ada")
+        inviting.invite(found(at=()), "ada")
 
 
 def test_who_has_another_recipe_cannot_join(here):
-    one = member.Invitation.read(federation.invite(found(), "ada").read_text())
+    one = member.Invitation.read(inviting.invite(found(), "ada").read_text())
     (here / "other.py").write_text(RECIPE + "\nsecret = 1\n")
     with pytest.raises(FleetError, match="not the federation's"):
         member.enlist(one, here / "other.py", print)

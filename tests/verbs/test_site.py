@@ -6,7 +6,7 @@ import pytest
 
 from konvoi.cli import main
 from konvoi.errors import StateError
-from konvoi.security.roster import Invitation
+from konvoi.security.invitation import Invitation
 from konvoi.sites.limits import Limits
 from konvoi.verbs import member, site
 

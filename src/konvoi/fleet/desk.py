@@ -19,8 +19,10 @@ from typing import Any, Protocol
 
 from konvoi.errors import FleetError, KonvoiError
 from konvoi.fleet.wire.dial import OK
-from konvoi.security.identity import Authority, fingerprint, name_of
-from konvoi.security.roster import DESK, NAME, Roster
+from konvoi.security.identity import Authority, fingerprint, mark, name_of, public_of
+from konvoi.security.members import who_adds
+from konvoi.security.roster import DESK, Roster
+from konvoi.security.version import NAME
 
 LARGEST = 1 << 16  # bytes of a request, or an answer to a member
 TIMEOUT_S = 10.0
@@ -102,6 +104,11 @@ class Desk:
                     return {}
                 if path == "/status":
                     return {"status": self.status()}
+                if path == "/roster" and self.roster.signing is not None:
+                    return dict(self.roster.signing.told(self.roster.revoked))
+                if path == "/sign":
+                    self.roster.sign(name, _text(body, "text"), _text(body, "signature"), self.clock())
+                    return {}
                 raise FleetError("there is no such question", found=path[:40])
             except KonvoiError as error:
                 self.refused[error.message] = self.refused.get(error.message, 0) + 1
@@ -118,6 +125,8 @@ class Desk:
             with self._lock:
                 self.roster.refresh()
                 name = self._member(certificate)
+                if why := self.roster.stands(name):
+                    raise FleetError(why, hint="konvoi federation approve-member, by each of those who approve")
             return self.frames.answer(name, frame(self.frames.largest()))
         except KonvoiError as error:
             with self._lock:
@@ -129,8 +138,10 @@ class Desk:
         self.roster.accept(name, token, self.clock())
         self._check_terms(body)
         certificate = self.authority.sign(request.encode(), name)
-        self.roster.admit(name, fingerprint(certificate), self.clock())
-        self.say(f"{name} has joined; its certificate is {fingerprint(certificate)}")
+        self.roster.admit(name, fingerprint(certificate), self.clock(), key := public_of(certificate))
+        self.roster.settle(self.authority.key, self.clock())
+        told = f"certificate is {fingerprint(certificate)}" if self.roster.signing is None else f"key is {mark(key)}"
+        self.say("; ".join(filter(None, (f"{name} has joined; its {told}", self.roster.stands(name)))))
         return {"certificate": certificate.decode()}
 
     def _check_terms(self, body: Mapping[str, Any]) -> None:
@@ -178,10 +189,11 @@ class Desk:
             name: {
                 **((told := self.present.get(name, {})).get("facts", {})),
                 **({"address": told["address"], "seen_s": round(now - told["seen"], 1)} if told else {}),
-                "fingerprint": mark,
+                "fingerprint": own,
                 "left": name in self.roster.left,
+                **({"pending": why} if (why := self.roster.stands(name)) else {}),
             }
-            for name, mark in sorted(self.roster.members.items())
+            for name, own in sorted(self.roster.members.items())
         }
         hours = {name: round((one.expires - now) / 3600, 1) for name, one in sorted(self.roster.invited.items())}
         return {
@@ -192,6 +204,7 @@ class Desk:
             "revoked": sorted(self.roster.revoked),
             "reforms": list(self.roster.reforms),
             "refused": dict(self.refused),
+            **({} if self.roster.signing is None else {"roster": who_adds(self.roster.signing.members)}),
         }
 
 

@@ -4,6 +4,7 @@ one file that knows `cryptography`."""
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +113,6 @@ class Authority:
         )
         return made.public_bytes(serialization.Encoding.PEM)
 
-    def vouch(self, data: bytes) -> str:
-        """A signature of the authority's own, hex."""
-        return _key(self.key).sign(data, ec.ECDSA(hashes.SHA256())).hex()
-
     def issue(self, name: str) -> Identity:
         """Key and certificate at once, for islands of this very machine."""
         key, request = ask(name)
@@ -182,11 +179,35 @@ def is_signed(public: str, signature: str, data: bytes) -> bool:
     return True
 
 
-def is_vouched(authority: bytes, signature: str, data: bytes) -> bool:
-    """Whether the authority with this certificate has signed this."""
-    key = x509.load_pem_x509_certificate(authority).public_key()
+def public_of(pem: bytes) -> str:
+    """The public key of a certificate, or of a private key, hex: a point in its one compressed form."""
+    if b"CERTIFICATE" in pem:
+        key = x509.load_pem_x509_certificate(pem).public_key()
+    else:
+        key = _key(pem).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
+    return key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint).hex()
+
+
+def mark(data: str) -> str:
+    """What people compare by eye or by telephone: of a member's public key, or of what founders sign.
+
+    >>> mark("03ab")
+    'c9:4c:7e:81:69:9a:18:56:29:e9:fa:ec:79:4a:43:19'
+    """
+    digest = hashlib.sha256(data.encode()).hexdigest()[:32]
+    return ":".join(digest[i : i + 2] for i in range(0, 32, 2))
+
+
+def sign_as(key: bytes, data: bytes) -> str:
+    """The signature of a member's own key, in PEM; hex."""
+    return _key(key).sign(data, ec.ECDSA(hashes.SHA256())).hex()
+
+
+def is_by(public: str, signature: str, data: bytes) -> bool:
+    """Whether the member with this public key has signed this."""
     try:
+        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), bytes.fromhex(public))
         key.verify(bytes.fromhex(signature), data, ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError):
         return False

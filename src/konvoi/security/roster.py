@@ -1,15 +1,12 @@
 """Who may be a member of a federation: invitations for one named member each, who has come, and who may no longer. A
-log that is only added to."""
+log that is only added to. Of sites whose data stay there it also holds the roster that members sign (`signing.py`)."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import json
-import os
-import re
 import secrets
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +15,14 @@ from typing import Any
 
 from konvoi import lines
 from konvoi.errors import FleetError, StateError
+from konvoi.security.identity import sign_as
+from konvoi.security.signing import Signing
+from konvoi.security.version import LONGEST, NAME
 
-NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")  # as of a host: it stands in a certificate
 HOURS = 24.0
 ANEW = "konvoi federation invite NAME, once more"
 DESK = "desk"  # the name in the certificate of whoever keeps the roster
+FOUNDERS = "founders"  # what is approved by this name is nobody's
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Roster:
     left: set[str] = field(default_factory=set)
     begun: tuple[str, ...] = ()  # with whom training began
     reforms: list[str] = field(default_factory=list)  # as who had it the convoy went on without a majority
-
+    signing: Signing | None = None  # of sites: whoever has come is a member when the roster says so
+    organisations: dict[str, str] = field(default_factory=dict)  # of those invited
     read: int = 0  # bytes of the log
     entries: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -69,12 +70,12 @@ class Roster:
                 raise StateError("the roster cannot be read", found=f"{self.path}: {error}") from None
             self.entries, self.read = self.entries + 1, self.read + len(line) + 1
 
-    def invite(self, name: str, now: float, hours: float = HOURS) -> str:
+    def invite(self, name: str, now: float, hours: float = HOURS, organisation: str = "") -> str:
         """A token for this member alone, for one use; only its hash is kept. An earlier one of the same name ends.
 
         Raises: FleetError for a name that cannot be, or is a member's.
         """
-        if not NAME.fullmatch(name) or name == DESK:
+        if not NAME.fullmatch(name) or name in (DESK, FOUNDERS):
             raise FleetError("a member's name is like a host's", found=repr(name), expected="letters, digits, - and .")
         if name in self.members:
             raise FleetError("there is such a member already", found=name, hint="revoke it first, or another name")
@@ -82,8 +83,16 @@ class Roster:
             raise FleetError("this member was revoked: others would not hear it", found=name, hint="another name")
         if not hours > 0:
             raise FleetError("an invitation lasts some hours", found=hours)
+        if not organisation.isprintable() or len(organisation) > LONGEST:
+            expected = f"{LONGEST} characters that can be printed"
+            raise FleetError("this is no organisation's name", found=repr(organisation[:60]), expected=expected)
+        if self.signing is not None and not self.signing.versions and name not in self.signing.founders:
+            hint = "they join, and each runs `konvoi federation approve-member`"
+            expected = ", ".join(self.signing.founders)
+            raise FleetError("founders come first, and sign the roster", found=name, expected=expected, hint=hint)
         token = secrets.token_urlsafe(32)
-        self._add({"what": "invited", "name": name, "hashed": _hashed(token), "expires": now + 3600 * hours, "at": now})
+        told = {"hashed": _hashed(token), "expires": now + 3600 * hours, "organisation": organisation}
+        self._add({"what": "invited", "name": name, **told, "at": now})
         return token
 
     def accept(self, name: str, token: str, now: float) -> None:
@@ -98,9 +107,13 @@ class Roster:
         if now > invited.expires:
             raise FleetError("this invitation has expired", hint=ANEW)
 
-    def admit(self, name: str, fingerprint: str, now: float) -> None:
-        """The invitation is used up."""
-        self._add({"what": "joined", "name": name, "fingerprint": fingerprint, "at": now})
+    def admit(self, name: str, fingerprint: str, now: float, key: str = "") -> None:
+        """The invitation is used up. `key`: public. Raises: FleetError where that is another member's."""
+        came = self.signing.came if self.signing is not None else {}
+        if same := next((one.name for one in came.values() if one.key == key), ""):
+            raise FleetError("this key is a member's already: one key has one name", found=f"{same}, as {name}")
+        told = {"fingerprint": fingerprint, "key": key, "organisation": self.organisations.get(name, "")}
+        self._add({"what": "joined", "name": name, **told, "at": now})
 
     def revoke(self, name: str, now: float) -> None:
         """Raises: FleetError where nobody of that name is invited or a member."""
@@ -126,6 +139,45 @@ class Roster:
             raise FleetError("there is no such member", found=name, expected=known)
         self._add({"what": "reformed", "name": name, "at": now})
 
+    # -- the roster of sites, as members sign it -----------------------------------------------------------------------
+
+    def found(self, federation: str, now: float, founders: Sequence[str] = (), needed: int = 0, key: str = "") -> None:
+        """`founders`: who signs it first, and then `needed` of them each newcomer; or `key`: public, of whoever keeps
+        the server and then signs alone. Raises: FleetError."""
+        for name in founders:
+            if not NAME.fullmatch(name) or name in (DESK, FOUNDERS) or founders.count(name) > 1:
+                raise FleetError("founders have names like hosts', each its own", found=repr(name))
+        if founders and not 1 <= needed <= len(founders):
+            raise FleetError("of the founders some approve", found=needed, expected=f"1 to {len(founders)} signatures")
+        told = {"federation": federation, "founders": list(founders), "needed": needed, "key": key}
+        self._add({"what": "founded", "name": "", **told, "at": now})
+
+    def sign(self, name: str, text: str, signature: str, now: float) -> None:
+        """An approver's signature on what the roster is to be next. Raises: FleetError, StateError."""
+        if self.signing is None:
+            raise FleetError("this federation's roster is not signed by its members")
+        self.signing.check(name, text, signature, self.revoked)
+        if name in self.signing.proposed.get(text, {}):
+            return
+        self._add({"what": "signed", "name": name, "text": text, "signature": signature, "at": now})
+
+    def settle(self, key: bytes, now: float) -> None:
+        """Where whoever keeps the server signs alone, with this key: the roster is made to say what this log says."""
+        self.refresh()
+        while self.signing is not None and self.signing.is_kept and (text := self.signing.due(self.revoked)):
+            self._add(
+                {"what": "signed", "name": DESK, "text": text, "signature": sign_as(key, text.encode()), "at": now}
+            )
+
+    def sites(self) -> tuple[str, ...]:
+        """Members that are on the roster."""
+        on = self.signing.members.sites if self.signing is not None else self.members
+        return tuple(name for name in self.members if name in on)
+
+    def stands(self, name: str) -> str:
+        """Why one who has come is not a member yet; "" for who is one."""
+        return self.signing.stands(name) if self.signing is not None else ""
+
     def is_member(self, name: str, fingerprint: str) -> bool:
         """Whether a certificate is that of a member now."""
         return self.members.get(name) == fingerprint
@@ -146,14 +198,22 @@ class Roster:
             self.begun = tuple(entry["names"])
         elif what == "invited":
             self.invited[name] = Invited(entry["hashed"], entry["expires"])
+            self.organisations[name] = entry.get("organisation", "")
         elif what == "joined":
             self.invited.pop(name, None)
             self.members[name] = entry["fingerprint"]
             self.left.discard(name)
+            if self.signing is not None:
+                self.signing.come(name, entry["organisation"], entry["key"], entry["at"])
         elif what == "revoked":
-            self.invited.pop(name, None)
-            if name in self.members:
-                self.revoked[name] = self.members.pop(name)
+            self._remove(name)
+        elif what == "founded":
+            self.signing = Signing(entry["federation"], entry["needed"] or 1, tuple(entry["founders"]) or (DESK,))
+            if entry["key"]:
+                self.signing.keep(DESK, entry["key"], entry["at"])
+        elif what == "signed" and self.signing is not None:
+            for one in self.signing.take(name, entry["text"], entry["signature"]):
+                self._remove(one)
         elif what == "reformed":
             self.reforms.append(name)
         elif what == "left":
@@ -161,64 +221,11 @@ class Roster:
         else:
             raise KeyError(what)
 
+    def _remove(self, name: str) -> None:
+        self.invited.pop(name, None)
+        if name in self.members:
+            self.revoked[name] = self.members.pop(name)
+
 
 def _hashed(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """What a new member is given, in a file: where to go, whom to trust there, and the proof that it may come."""
-
-    federation: str
-    federation_id: str
-    name: str  # the member's
-    desks: tuple[str, ...]  # host:port, tried in this order
-    authority: str  # PEM
-    token: str
-    expires: float
-    recipe: str  # the file's name
-    overrides: tuple[str, ...]  # of its job's fields
-    plan: str  # as the command line has it
-    terms: str  # hash of recipe, overrides, plan and version: what both sides must have alike
-
-    def write(self, path: Path) -> None:
-        """For the owner's eyes alone. Raises: FleetError where there is such a file."""
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            raise FleetError("there is such a file already", found=path) from None
-        with os.fdopen(descriptor, "w") as file:
-            file.write(self.as_text())
-
-    def as_text(self) -> str:
-        return json.dumps(self.__dict__, indent=1)
-
-    @classmethod
-    def load(cls, path: str) -> Invitation:
-        """ "-" is standard input. Raises: FleetError."""
-        try:
-            return cls.read(sys.stdin.read() if path == "-" else Path(path).read_text())
-        except OSError as error:
-            raise FleetError("the invitation cannot be read", found=f"{path}: {error.strerror}") from None
-
-    @classmethod
-    def read(cls, text: str) -> Invitation:
-        """Raises: FleetError for what is none."""
-        try:
-            found = json.loads(text)
-            kinds = {"desks": list, "overrides": list, "expires": float}
-            if found.keys() != cls.__dataclass_fields__.keys():
-                raise ValueError("other fields")
-            for name, value in found.items():
-                if not isinstance(value, kinds.get(name, str)):
-                    raise TypeError(name)
-            for name in (found["federation"], found["name"]):
-                if not NAME.fullmatch(name):
-                    raise ValueError(f"{name!r} is no name")
-            if Path(found["recipe"]).name != found["recipe"]:
-                raise ValueError(f"{found['recipe']!r} is no file's name")
-            lists = {name: tuple(map(str, found[name])) for name in ("desks", "overrides")}
-            return cls(**{**found, **lists})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise FleetError("this is no invitation", found=str(error)) from None

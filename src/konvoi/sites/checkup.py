@@ -18,9 +18,11 @@ from konvoi.errors import KonvoiError
 from konvoi.fleet.wire import dial
 from konvoi.job.job import Job
 from konvoi.recipe import load_recipe, override, recipe_job
-from konvoi.security.identity import valid_between
+from konvoi.security import members as rosters
+from konvoi.security.identity import mark, valid_between
+from konvoi.security.invitation import Invitation
 from konvoi.security.pack import Pack
-from konvoi.security.roster import Invitation
+from konvoi.security.version import Version
 
 ROOM = 1 << 30  # bytes
 
@@ -37,6 +39,7 @@ class Finding:
 
 def check(invitation: Invitation, folder: Path, data: Path | None, pack: Pack | None) -> Iterator[Finding]:
     """One after the other; `pack` says what the data have to look like."""
+    yield _roster(invitation)
     for desk in invitation.desks:
         yield from _way(invitation, desk)
     free = shutil.disk_usage(folder if folder.exists() else Path()).free
@@ -46,6 +49,18 @@ def check(invitation: Invitation, folder: Path, data: Path | None, pack: Pack | 
         yield from _needs(pack)
     if data is not None:
         yield from _data(data, pack)
+
+
+def _roster(invitation: Invitation) -> Finding:
+    """Whom to telephone, before anything is signed."""
+    if not invitation.founding:
+        return Finding("roster", True, f"{invitation.name} is a founder, who signs it when all of them have joined")
+    try:
+        found = rosters.follow([Version.read(invitation.founding)])
+    except KonvoiError as error:
+        return Finding("roster", False, f"{error.message}: {error.found}", "ask for another invitation")
+    keys = ", ".join(f"{name} {mark(one.key)}" for name, one in found.entries.items())
+    return Finding("roster", True, f"founded by {keys}: compare by telephone; {rosters.who_adds(found)}")
 
 
 def _way(invitation: Invitation, desk: str) -> Iterator[Finding]:

@@ -7,8 +7,11 @@ import time
 from collections.abc import Iterable, Sequence
 
 from konvoi.observe.report import page_of
+from konvoi.security import members as rosters
 from konvoi.security import outbox
 from konvoi.security import pack as packs
+from konvoi.security.identity import mark
+from konvoi.security.members import Members
 from konvoi.security.pack import Pack
 from konvoi.sites.house import House
 from konvoi.sites.protocol import convoy_of
@@ -19,9 +22,10 @@ An update is computed from the data of this site. Whoever sees a single one may 
 person's record was among them, or, of small models and small batches, what a record looks like (membership inference,
 gradient inversion). The server sees every site's updates one by one: this version neither masks nor noises them.
 
-Whoever keeps the server can add members to the federation. The least number of members that a round has to ask is
-counted on the roster that the server shows; this site holds it, and compares it with what is shown later. So this
-number protects from a server that is careless, and not from one that invents members.
+The least number of members that a round has to ask is counted on the roster that this site holds, and whose signatures
+it has checked. Where whoever keeps the server signs the roster alone, this number protects from a server that is
+careless, and not from one that invents members. Where founders sign it, a server can add nobody, unless as many of them
+as have to sign are on its side. That those who were asked have all sent an update is the server's word.
 
 The number of samples, where it is listed, tells how many records this site has.
 
@@ -39,7 +43,7 @@ def page(house: House, site: str, federation: str, desks: Sequence[str]) -> str:
     """Self-contained HTML."""
     approved = house.approved()
     found = [packs.read(house.path_of(hash)) for hash in approved if house.path_of(hash).exists()]
-    members = house.roster()["members"]
+    members = house.members()
     entries = [*outbox.read(house.folder / "outbox.jsonl")]
     limits = house.limits
     head = (
@@ -53,17 +57,24 @@ def page(house: House, site: str, federation: str, desks: Sequence[str]) -> str:
         body.append(_of_pack(house, pack, signer))
     if not found:
         body.append(_section("No pack is approved here", "<p>So nothing is learnt from this site's data.</p>"))
-    body.append(_section("What this site allows", _table(limits.as_rows())))
+    body.append(_section("What this site allows", _table(limits.as_rows(rosters.who_adds(members)))))
     body.append(_section("What has left", _table(_sent(entries))))
     told = (
         f"Requests go to {', '.join(desks)} and nowhere else, from this site's side; nothing is accepted from outside."
     )
     body.append(
-        _section("Who is a member", f"<p>{escape(told)}</p>" + _table([("member", "certificate"), *members.items()]))
+        _section("Who is a member", f"<p>{escape(told)}</p>" + _table(rosters.as_rows(members)) + _of_roster(members))
     )
     body.append(_section("What remains", "".join(f"<p>{html.escape(text)}</p>" for text in RISKS.split("\n\n"))))
     body.append(_section("Who agreed", _table(_consents(house))))
     return page_of(visible(f"What leaves {site}"), "".join(body))
+
+
+def _of_roster(members: Members) -> str:
+    told = [f"Who adds: {rosters.who_adds(members)}."]
+    if members.number >= 0:
+        told.append(f"Version {members.number} of the roster, founded as {mark(members.founding)}.")
+    return "".join(f"<p>{escape(one)}</p>" for one in told)
 
 
 def _of_pack(house: House, pack: Pack, signer: str) -> str:

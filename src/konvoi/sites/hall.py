@@ -14,9 +14,9 @@ from typing import Any
 from konvoi.errors import KonvoiError, MessageRefused, PlanError, StateError
 from konvoi.plan.convoy import Convoy
 from konvoi.security import pack as packs
-from konvoi.security.identity import Authority
 from konvoi.security.leaving import KIND
 from konvoi.security.roster import Roster
+from konvoi.security.signing import as_told
 from konvoi.sites.hosted import Hosted
 from konvoi.sites.protocol import HASH, PROTOCOL, Started, as_json, convoy_of, outside
 from konvoi.state.journal import write
@@ -39,14 +39,12 @@ class Hall:
         look_s: float = 0.2,
     ) -> None:
         self.folder, self.roster, self.say, self.clock, self.look_s = folder, roster, say, clock, look_s
-        self.authority = Authority.load(folder / "authority")
         self.runs: dict[str, Hosted] = {}  # by hash
         self._looking = threading.Lock()
         self._next: dict[Path, float] = {}  # when a run that could not be read is tried again
         self._gone: dict[str, set[str]] = {}  # whom each run knows to be gone
         self._wrong: dict[str, str] = {}  # what has failed last, and was said; by run, or "" of all
         self.seen: dict[str, float] = {}  # by member
-        self._vouched = ("", "")
         self._last: dict[tuple[str, bytes], bytes] = {}  # what each site was told last, of each run
         self._news = threading.Condition()
         self._over = threading.Event()
@@ -127,15 +125,10 @@ class Hall:
     def _runs(self) -> list[dict[str, Any]]:
         return [{"hash": hash, **asdict(run.run), "state": run.status} for hash, run in self.runs.items()]
 
-    def _roster(self) -> dict[str, Any]:
-        """Who may be a member now, signed by the federation's authority. Later ones have more entries."""
-        with self.roster.lock:  # sites hold that one number of entries is one list of members
-            entries, members = self.roster.entries, dict(sorted(self.roster.members.items()))
-        told = json.dumps({"entries": entries, "members": members})
-        vouched = self._vouched  # others may put a newer one there meanwhile
-        if vouched[0] != told:
-            vouched = self._vouched = told, self.authority.vouch(told.encode())
-        return {"text": told, "signature": vouched[1]}
+    def _roster(self) -> list[dict[str, Any]]:
+        """Its versions, as their signers have signed them: sites go on from those that they hold."""
+        with self.roster.lock:
+            return as_told(self.roster.signing.versions) if self.roster.signing is not None else []
 
     # -- what happens without them -------------------------------------------------------------------------------------
 
@@ -175,7 +168,7 @@ class Hall:
         self._wrong[name] = text
 
     def _add(self, folder: Path) -> None:
-        run = Hosted(folder, lambda: tuple(self.roster.members), self.say, self.clock)
+        run = Hosted(folder, self.roster.sites, self.say, self.clock)
         self.runs = {**self.runs, run.run.hash: run}  # other threads go through the old one
         if not run.is_over:
             self.say(f"{run.run.id}: round {run.state.round} of {run.plan.rounds}, pack {run.run.pack[:12]}")

@@ -8,15 +8,17 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from konvoi.errors import StateError
+from konvoi.security import members as rosters
 from konvoi.security import pack as packs
-from konvoi.security.identity import is_vouched
+from konvoi.security.identity import mark
+from konvoi.security.members import Members
 from konvoi.security.outbox import Outbox
 from konvoi.security.pack import Pack
+from konvoi.security.version import Version
 from konvoi.sites.limits import TEXT, Limits, with_hold
 from konvoi.state.journal import append, lines, write
 
@@ -193,27 +195,41 @@ class House:
 
     # -- what is known of the federation -------------------------------------------------------------------------------
 
-    def roster(self) -> dict[str, Any]:
-        path = self.folder / "roster.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"entries": 0, "members": {}}
+    def versions(self) -> list[Version]:
+        """Of the roster, as this site holds it. Raises: StateError."""
+        return [Version.read(line) for line in lines(self.folder / "roster.jsonl")]
+
+    def members(self) -> Members:
+        """Raises: StateError."""
+        return rosters.follow(self.versions())
+
+    def take_roster(self, told: Any, founding: str) -> Members:
+        """`founding`: hash of the version that this site knows to be the founders'; "": it is a founder, and holds to
+        what its people have signed. Raises: StateError for a roster that it does not take."""
+        held = self.versions()
+        try:
+            shown = [Version.read(one) for one in told] if isinstance(told, list) else []
+            if not shown:
+                raise StateError("it has no version that founders have signed")
+            found = rosters.extend(held, shown)
+            if found.founding != (founding or self.founded()):
+                wanted = mark(founding or self.founded()) if founding or self.founded() else "what is signed here first"
+                raise StateError("it is another federation's", found=mark(found.founding), expected=wanted)
+        except StateError as error:
+            why = "the server shows a roster that this site does not take"
+            raise StateError(f"{why}: {error.message}", found=error.found, expected=error.expected) from None
+        if len(shown) > len(held):  # of what is held the signatures stay, too: those that are shown were not looked at
+            kept = [*held, *shown[len(held) :]]
+            write(self.folder / "roster.jsonl", "".join(f"{one.line()}\n" for one in kept).encode())
         return found
 
-    def take_roster(self, told: Mapping[str, Any], authority: bytes) -> None:
-        """Raises: StateError for one that the authority has not signed, or that is older than the one held here."""
-        text = str(told["text"])
-        if not is_vouched(authority, str(told["signature"]), text.encode()):
-            raise StateError("the server's roster is not signed by the federation's authority")
-        found, held = json.loads(text), self.roster()
-        if found["entries"] < held["entries"]:
-            raise StateError(
-                "the server's roster is older than the one held here: it has gone back",
-                found=f"{found['entries']} entries",
-                expected=f"{held['entries']} or more",
-            )
-        if found["entries"] == held["entries"] and held["members"] and found["members"] != held["members"]:
-            raise StateError("the server shows another roster than before", found=", ".join(found["members"]))
-        if found != held:
-            write(self.folder / "roster.json", text.encode())
+    def founded(self) -> str:
+        """Hash of what a founder's people have signed; "": nothing."""
+        path = self.folder / "founding"
+        return path.read_text() if path.exists() else ""
+
+    def note_founding(self, text: str) -> None:
+        write(self.folder / "founding", Version(text, {}).hash.encode())
 
     def run_folder(self, run: str) -> Path:
         folder = self.folder / "runs" / run[:16]

@@ -78,8 +78,9 @@ class Limits:
             found.append(f"signed by {signer[:16]}, who is not among this site's signers")
         return found
 
-    def as_rows(self) -> list[Sequence[str]]:
-        """Which hold because this site sees to them, and of which the server's word has to be taken."""
+    def as_rows(self, who_adds: str) -> list[Sequence[str]]:
+        """Which hold because this site sees to them, and of which another's word has to be taken. `who_adds`: members
+        to the roster, as `members.who_adds` has it."""
         return [
             ("limit", "value", "seen to"),
             ("epochs of a round", f"{self.max_epochs:g}", "here"),
@@ -97,9 +98,9 @@ class Limits:
             (
                 "sites of a round, at least",
                 str(self.min_cohort),
-                "here: that so many are on the roster that the server shows; it is held here and compared",
+                "here: that so many are on the roster that this site holds, whose signatures it checks",
             ),
-            ("", "", "told by the server: who they are; whoever keeps it can add members"),
+            ("", "", f"signed for by others: who they are; {who_adds}"),
             ("", "", "told by the server: that they have all sent an update"),
             ("what happens to updates", "", "told by the server: that it adds them up and keeps none"),
         ]
@@ -134,8 +135,9 @@ def _with(text: str, name: str, value: str) -> str:
 TEXT = f"""\
 # What this site allows, whatever the server says. Read again before every round.
 
-# Members that a round has to ask, this site among them, counted on the roster that the server shows. It is held here
-# and compared with what is shown later; but whoever keeps the server can add members to it.
+# Members that a round has to ask, this site among them, counted on the roster that this site holds: no version of it is
+# taken that its founders, and those who approve newcomers, have not signed. `konvoi federation members` shows who they
+# are. Where it is whoever keeps the server, alone, that person can add members.
 min_cohort = {Limits.min_cohort}
 
 # Of a run, and of a round.

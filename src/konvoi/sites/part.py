@@ -155,7 +155,7 @@ class Part(threading.Thread):
         self._is_first = False
         if self._over.is_set():  # another may have this run by now
             return
-        if facts.state not in ENDED and (why := forbidden(facts, self.run_, self.pack, self.signer, self.house)):
+        if facts.state not in ENDED and (why := self._forbidden(facts)):
             self._refuse("; ".join(why))
             self._ask(REFUSES, waits=True)
             self._over.wait(AGAIN_S)  # that a site is there and then refuses is news to it, which it answers at once
@@ -168,6 +168,9 @@ class Part(threading.Thread):
             self._over.set()
         elif facts.wanted:
             self._train(facts)
+
+    def _forbidden(self, facts: Facts) -> list[str]:
+        return forbidden(facts, self.run_, self.pack, self.signer, self.house, self.here.site)
 
     @property
     def _is_at_once(self) -> bool:

@@ -12,7 +12,7 @@ from konvoi.sites.protocol import Facts, Started, convoy_of, outside
 from konvoi.state.journal import write
 
 
-def forbidden(facts: Facts, run: Started, pack: Pack, signer: str, house: House) -> list[str]:
+def forbidden(facts: Facts, run: Started, pack: Pack, signer: str, house: House, site: str) -> list[str]:
     """What the server asks for that goes beyond the pack, this site's limits, or what it has said before, in words."""
     if facts.run.hash != run.hash:
         return ["the server has changed the run"]
@@ -24,7 +24,9 @@ def forbidden(facts: Facts, run: Started, pack: Pack, signer: str, house: House)
         found.append("it is not approved here any more")
     if facts.rounds != plan.rounds or facts.round > plan.rounds + (not facts.wanted):
         found.append(f"round {facts.round} of {facts.rounds}; the pack has {plan.rounds}")
-    members = house.roster()["members"]
+    members = house.members().sites
+    if site not in members:
+        found.append("this site is not on the roster that it holds: it has to be approved first")
     # Where nobody waits, an update is added up with others of the same few members.
     asked = min(plan.at_once, len(members)) if plan.at_once else len({*facts.cohort} & members.keys())
     if facts.wanted and asked < limits.min_cohort:

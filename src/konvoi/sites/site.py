@@ -33,7 +33,7 @@ class Here:
     site: str
     federation: str
     federation_id: str
-    authority: bytes  # PEM
+    founding: str  # hash of the roster's first version; "": this site is a founder
     data: Path
     device: str = "cpu"
     threads: int = 0
@@ -105,7 +105,7 @@ class Site:
     def _ask(self, *, waits: bool) -> None:
         values = {"run": NOTHING, "doing": IS_READY, "waits": int(waits)}
         told = object_of(self.gate.send(PROTOCOL, "ask", values))
-        self.house.take_roster(told["roster"], self.here.authority)
+        self.house.take_roster(told["roster"], self.here.founding)
         runs: list[tuple[Started, str]] = []
         refused: MessageRefused | None = None
         for one in told["runs"]:

@@ -1,4 +1,4 @@
-"""A federation of machines of one's own: who may come, and who is there. No limits on data are kept here."""
+"""A federation at its server: founded, served, and how it stands. No limits on data are kept here."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from konvoi.errors import FleetError, StateError
-from konvoi.observe.wording import columns
 from konvoi.plan.convoy import Plan
 from konvoi.plan.presets import parse
-from konvoi.security.roster import DESK, HOURS, NAME, Invitation, Roster
+from konvoi.security.roster import DESK, Roster
+from konvoi.security.version import NAME
 from konvoi.verbs.running import stop_signals
 
 PORT = 7700
 ROOT = Path("federations")
+LOG = "roster.jsonl"
 LOOK_S = 1.0
 
 
@@ -93,7 +94,7 @@ def found(
     if len(deciders := deciders_of(plan)) > num_first:
         raise FleetError("deciders are among the first members", found=", ".join(deciders), expected=num_first)
     _host_and_port(listen)
-    desks = _with_port(at, listen)
+    desks = with_port(at, listen)
     folder = ROOT / name
     if (folder / "terms.json").exists():
         known = Terms.read(folder)
@@ -110,19 +111,35 @@ def found(
     return folder
 
 
-def found_for_sites(name: str, *, listen: str = f"0.0.0.0:{PORT}", at: Sequence[str] = ()) -> Path:
+def found_for_sites(
+    name: str,
+    *,
+    listen: str = f"0.0.0.0:{PORT}",
+    at: Sequence[str] = (),
+    founders: Sequence[str] = (),
+    approvals: int = 0,
+) -> Path:
     """Found a federation whose members keep their data, or go on with the one of that name: a roster, and a history of
-    runs; what they are of comes in packs. Returns its folder. Raises: FleetError, StateError."""
+    runs; what they are of comes in packs. Returns its folder.
+
+    `founders`: names of the members who sign the roster, and `approvals` of them each newcomer (0: more than half);
+    without them whoever keeps the server signs it alone. Raises: FleetError, StateError.
+    """
     _check_name(name)
     _host_and_port(listen)
-    desks, folder = _with_port(at, listen), ROOT / name
+    desks, folder = with_port(at, listen), ROOT / name
     if (folder / "terms.json").exists():
         known = Terms.read(folder)
         if not known.is_of_sites:
             raise FleetError("this federation is of machines that train one recipe", found=name, hint="--name another")
+        signing = Roster.open(folder / LOG).signing
+        if founders and (signing is None or {*founders} != {*signing.founders}):
+            told = ", ".join(signing.founders) if signing is not None else "nobody"
+            raise FleetError("this federation was founded by others", found=", ".join(founders), expected=told)
         Terms(**{**asdict(known), "desks": desks or known.desks, "listen": listen}).write(folder)
         return folder
     id = _found(folder, name)
+    _found_roster(folder, id, founders, approvals or len(founders) // 2 + 1)
     Terms(name, id, "", (), "", 0, desks, listen, hashlib.sha256(f"sites {id}".encode()).hexdigest()).write(folder)
     return folder
 
@@ -143,6 +160,15 @@ def _found(folder: Path, name: str) -> str:
     return id
 
 
+def _found_roster(folder: Path, id: str, founders: Sequence[str], needed: int) -> None:
+    from konvoi.security.identity import Authority, public_of
+
+    authority, roster = Authority.load(folder / "authority"), Roster.open(folder / LOG)
+    kept = {} if founders else {"key": public_of(authority.certificate)}
+    roster.found(id, time.time(), tuple(founders), needed if founders else 1, **kept)
+    roster.settle(authority.key, time.time())
+
+
 def deciders_of(plan: str) -> tuple[str, ...]:
     parsed = parse(plan)
     return parsed.convoy.deciders if isinstance(parsed, Plan) else ()
@@ -153,7 +179,7 @@ def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> N
     things change."""
     from konvoi.fleet.desk import Desk
 
-    terms, roster = Terms.read(folder), Roster.open(folder / "roster.jsonl")
+    terms, roster = Terms.read(folder), Roster.open(folder / LOG)
     address = _host_and_port(terms.listen)
     with contextlib.ExitStack() as stack:
         hall = None
@@ -161,6 +187,11 @@ def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> N
         if terms.is_of_sites:
             from konvoi.sites.hall import Hall  # loads torch
 
+            if roster.signing is None:
+                hint = "found another, and invite its members anew"
+                raise StateError(
+                    "this federation's roster was signed by nobody: it is of an earlier version", hint=hint
+                )
             hall = stack.enter_context(Hall(folder, roster, say=say))
             begins = {"num_first": 1 << 30, "frames": hall}  # sites do not begin together
         desk = stack.enter_context(Desk(folder, roster, terms=terms.hash, address=address, say=say, **begins))
@@ -178,57 +209,6 @@ def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> N
         raise KeyboardInterrupt("members train on; the same command opens the desk again")
     if got:
         raise SystemExit(128 + got[0])
-
-
-def invite(folder: Path, member: str, *, hours: float = HOURS, out: Path | None = None, at: Sequence[str] = ()) -> Path:
-    """Write an invitation for one named member; returns its file. Raises: FleetError, StateError."""
-    terms = Terms.read(folder)
-    desks = _with_port(at, terms.listen) or terms.desks
-    if not desks:
-        raise FleetError(
-            "where members reach the desk is not known",
-            hint="--at HOST:PORT here, or at `konvoi federation start`: an address that other machines can reach",
-        )
-    file = out or Path(f"{member}.invite")
-    if file.exists():
-        raise FleetError("there is such a file already", found=file)
-    now = time.time()
-    token = Roster.open(folder / "roster.jsonl").invite(member, now, hours)
-    authority = (folder / "authority" / "certificate.pem").read_text()
-    Invitation(
-        terms.federation,
-        terms.id,
-        member,
-        desks,
-        authority,
-        token,
-        now + 3600 * hours,
-        terms.recipe,
-        terms.overrides,
-        terms.plan,
-        terms.hash,
-    ).write(file)
-    return file
-
-
-def revoke(folder: Path, member: str) -> None:
-    """Nothing more is heard of it: by the desk at once, by members when they ask next. Raises: FleetError."""
-    Terms.read(folder)
-    Roster.open(folder / "roster.jsonl").revoke(member, time.time())
-
-
-def reform(folder: Path, member: str) -> None:
-    """Where a majority is gone for good: the convoy goes on as this member has it. Raises: FleetError."""
-    Terms.read(folder)
-    Roster.open(folder / "roster.jsonl").reform(member, time.time())
-
-
-def members(folder: Path) -> str:
-    """By name and certificate, for a person who compares them by telephone."""
-    roster = Roster.open(folder / "roster.jsonl")
-    rows = [("member", "certificate", "")]
-    rows += [(name, mark, "has left" * (name in roster.left)) for name, mark in sorted(roster.members.items())]
-    return "\n".join(columns(rows))
 
 
 def status(folder: Path) -> dict[str, Any]:
@@ -253,7 +233,7 @@ def find(name: str | None) -> Path:
     return known[0]
 
 
-def _with_port(at: Sequence[str], listen: str) -> tuple[str, ...]:
+def with_port(at: Sequence[str], listen: str) -> tuple[str, ...]:
     """Where no port is given, it is the desk's own."""
     port = _host_and_port(listen)[1]
     return tuple(one if ":" in one.rpartition("]")[2] else f"{one}:{port}" for one in at)

@@ -16,7 +16,7 @@ from konvoi.fleet.wire import dial
 from konvoi.job.job import Job, prepare
 from konvoi.plan.convoy import Plan
 from konvoi.plan.sync.messages import Decision
-from konvoi.security.roster import Invitation
+from konvoi.security.invitation import Invitation
 from konvoi.state import record
 from konvoi.task import Federation, Membership
 from konvoi.verbs.federation import terms_of
@@ -33,7 +33,7 @@ def enlist(invitation: Invitation, recipe: Path | None, say: Callable[[str], Non
 
     Raises: FleetError where the recipe here is another one, or the desk refuses.
     """
-    from konvoi.security.identity import Identity, ask, fingerprint
+    from konvoi.security.identity import Identity, ask, fingerprint, mark, public_of
 
     folder = ROOT / invitation.federation
     if recipe is not None:  # else it is a federation of sites: recipes come in packs
@@ -59,7 +59,8 @@ def enlist(invitation: Invitation, recipe: Path | None, say: Callable[[str], Non
     kept = dataclasses.replace(invitation, token="")  # it was used
     (folder / invitation.name / "invitation.json").write_text(kept.as_text())
     Identity(invitation.name, certificate, key, invitation.authority.encode()).save(folder / invitation.name)
-    say(f"joined {invitation.federation} as {invitation.name}; the certificate is {fingerprint(certificate)}")
+    own = f"the certificate is {fingerprint(certificate)}" if invitation.plan else f"the key is {mark(public_of(key))}"
+    say(f"joined {invitation.federation} as {invitation.name}; {own}")
     return folder
 
 

@@ -17,11 +17,13 @@ from konvoi.job.adapt import APPROXIMATE, EXACT
 from konvoi.observe.wording import columns
 from konvoi.security import outbox as outboxes
 from konvoi.security import pack as packs
+from konvoi.security.invitation import Invitation
+from konvoi.security.members import who_adds
 from konvoi.security.pack import Pack, difference
-from konvoi.security.roster import Invitation
 from konvoi.sites import house as houses
 from konvoi.sites.house import House
 from konvoi.units import visible
+from konvoi.verbs.approving import founding_of, key_of
 from konvoi.verbs.member import ROOT
 from konvoi.verbs.running import stop_signals
 
@@ -62,7 +64,7 @@ def run(
         invitation.name,
         invitation.federation,
         invitation.federation_id,
-        invitation.authority.encode(),
+        founding_of(invitation),
         data.resolve(),
         device,
         threads,
@@ -134,6 +136,7 @@ def _review(house: House, pack: Pack, signer: str) -> Iterator[str]:
     for name, (low, high) in pack.ranges.items():
         yield f"open      {name} may be {low:g} to {high:g} without asking again"
     yield f"needs     {', '.join(f'{name} {version}' for name, version in pack.requires.items())}"
+    yield f"roster    {_of_roster(house)}"
     if wrong := house.limits.forbid(plan.local, plan.rounds, signer):
         yield f"forbidden by this site's limits: {'; '.join(wrong)}"
     yield ""
@@ -150,6 +153,12 @@ def _review(house: House, pack: Pack, signer: str) -> Iterator[str]:
     if pack.hash not in approved:
         which = f"{pack.hash}.{signer[:12]}" if others else pack.hash[:12]
         yield f"To agree: konvoi federation approve {which}"
+
+
+def _of_roster(house: House) -> str:
+    members = house.members()
+    of = f"version {members.number}, {len(members.sites)} sites; " if members.number >= 0 else ""
+    return of + who_adds(members)
 
 
 def _of_agreement(house: House, pack: Pack) -> Iterator[str]:
@@ -246,7 +255,8 @@ def release(house: House, which: str) -> None:
 def status(house: House, invitation: Invitation) -> Iterator[str]:
     """How this site stands, from what lies here; nothing is asked of anybody."""
     state = "has left" if house.has_left else "is paused" if house.is_paused else "takes part"
-    yield f"{invitation.name} of {invitation.federation} {state}"
+    yield f"{invitation.name} of {invitation.federation} {state}; its key is {key_of(house)}"
+    yield f"roster: {_of_roster(house)}"
     approved = house.approved()
     for path in sorted((house.folder / "packs").glob("*.pack")):
         pack, _ = packs.read(path)

@@ -38,15 +38,19 @@ def _table_of_sites(told: Mapping[str, Any], now: float) -> str:
     rows = [("site", "seen", "run", "round", "what")]
     seen, runs = told["hall"]["sites"], told["hall"]["runs"]
     for name, one in told["members"].items():
+        if one.get("pending"):
+            continue
         at = f"{seen[name]['seen_s'] + now - told['at']:.0f} s" if name in seen else "never"
         its = [(run["run"], f"{run['round']} of {run['rounds']}", run["sites"].get(name, "not there")) for run in runs]
         what = [(run, of, "has left" if one.get("left") else text) for run, of, text in its] or [("", "", "")]
         rows += [(name if number == 0 else "", at if number == 0 else "", *row) for number, row in enumerate(what)]
+    rows += [(name, "", "", "", one["pending"]) for name, one in told["members"].items() if one.get("pending")]
     rows += [(name, "", "", "", f"invited, {one['expires_in_h']} h left") for name, one in told["invited"].items()]
     rows += [(name, "", "", "", "revoked") for name in told["revoked"]]
     states = [f"{run['run']} {run['state']}" for run in runs] or ["no runs yet"]
     refused = [f"refused {count} times: {why}" for why, count in told["refused"].items()]
-    return "\n".join(map(visible, [f"{told['federation']}: {', '.join(states)}", *columns(rows), *refused]))
+    signed = [f"roster: {told['roster']}"] if told.get("roster") else []
+    return "\n".join(map(visible, [f"{told['federation']}: {', '.join(states)}", *columns(rows), *signed, *refused]))
 
 
 def _what(one: Mapping[str, Any]) -> str:
