@@ -7,16 +7,15 @@ the same trace.
 from __future__ import annotations
 
 import functools
-import gc
 import hashlib
 import heapq
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from konvoi.plan.sync import events as ev
-from konvoi.plan.sync import leases, messages
+from konvoi.plan.sync import leases
 from konvoi.plan.sync import state as st
 from konvoi.plan.sync.messages import Accepted, Decision, Promise, Propose, Range, Select, Update
 from konvoi.plan.sync.round import advance
@@ -552,18 +551,6 @@ class World:
 @functools.lru_cache(1000)
 def positions(ranges: tuple[Range, ...]) -> tuple[int, ...]:
     return tuple(n for start, stop in ranges for n in range(start, stop))
-
-
-def hurry() -> None:
-    """For a process that does nothing but simulate. Nothing is in cycles; and frozen values, which are most of what is
-    made, take five times as long to make as others: who writes to one is found by mypy, and by tests elsewhere."""
-    gc.disable()
-    for module in (ev, messages, st):
-        for kind in vars(module).values():
-            if is_dataclass(kind) and isinstance(kind, type) and "__setattr__" in vars(kind):
-                fields_ = [(one.name, object, field(default=one.default)) for one in fields(kind)]
-                kind.__init__ = make_dataclass(kind.__name__, fields_).__init__
-                del kind.__setattr__, kind.__delattr__
 
 
 def summed(owner: str, part: int, updates: tuple[Update, ...]) -> str:

@@ -31,7 +31,7 @@ def run(first):
 
 
 def on_all_cores(run, num_seeds):
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=simulation.hurry) as pool:
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield from pool.map(run, range(0, num_seeds, CHUNK))
 
 
