@@ -179,6 +179,7 @@ def _pack(options: Options) -> None:
         ranges=dict(map(_range, options.range)),
         tell=tuple(one for one in options.tell.split(",") if one and one != "nothing"),
         start_from=options.start_from,
+        statistics=options.statistics,
         key=options.key,
         out=options.out,
     )

@@ -141,9 +141,12 @@ def _studies(acts: Any) -> None:
         metavar="NAME=LOW:HIGH",
         help="what a run may set: epochs, lr, rounds, ...",
     )
-    pack.add_argument("--tell", default="loss", metavar="WHAT", help="beside the update: loss,valid or nothing (loss)")
+    pack.add_argument(
+        "--tell", default="loss", metavar="WHAT", help="beside the update: loss,valid,accuracy, or nothing (loss)"
+    )
     pack.add_argument("--survey", action="store_true", help="train nothing: ask what sites' data are like")
     pack.add_argument("--bins", type=int, default=20, metavar="N", help="of a survey's histograms (20)")
+    pack.add_argument("--statistics", type=Path, metavar="FILE", help="of a survey: what kv.data.normalize goes by")
     pack.add_argument("--start-from", type=Path, metavar="RUN", help="a run's folder, whose weights all begin with")
     pack.add_argument("--key", type=Path, metavar="FILE", help="to sign with; default: ~/.konvoi/signer.pem")
     pack.add_argument("--out", type=Path, metavar="FILE", help="default: RECIPE.pack")

@@ -294,11 +294,18 @@ def test_a_failure_in_a_worker_keeps_its_partition_and_its_traceback():
 # -- what is not there -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Grid", "Message", "Client", "start_simulation", "Krum", "LocalDpMod", "secagg_mod"])
+@pytest.mark.parametrize("name", ["Grid", "Message", "start_simulation", "Krum", "LocalDpMod", "secagg_mod"])
 def test_what_is_not_there_names_itself_and_the_nearest_way(name):
     with pytest.raises(JobError, match=f"Flower's {name} is not") as caught:
         exec(f"from konvoi.compat.flower import {name}")
     assert caught.value.expected
+
+
+def test_a_client_of_messages_is_refused_where_it_is_written():
+    with pytest.raises(JobError, match="Flower's Client is not"):
+
+        class Mine(flower.Client):
+            pass
 
 
 def test_what_nobody_has_is_an_import_error():

@@ -122,6 +122,15 @@ def test_the_more_proximal_the_shorter_the_moves(federate):
     assert first[0] == pytest.approx(federate("one class each", fedavg(30))[1][0], rel=1e-9)
 
 
+def test_momentum_of_the_outer_step_is_there_sooner_where_clients_are_unlike(federate):
+    """arXiv 1909.06335, section 4: FedAvgM against FedAvg, of clients with one class each."""
+    (average, _), (momentum, _) = (
+        federate("one class each", kv.fedavg(rounds=ROUNDS, steps=5, outer_momentum=beta)) for beta in (0.0, 0.5)
+    )
+    assert until(momentum, 0.03) < until(average, 0.03) / 1.5 < np.inf
+    assert momentum[-1] < average[-1]
+
+
 class Here:
     """A federation in this process, one client after the other, without a run's folder; in float64."""
 
@@ -213,15 +222,34 @@ def test_who_waits_for_nobody_is_there_sooner_where_some_are_slow(tmp_path, spre
     assert (waiting / buffered > times) if spread else (times < waiting / buffered < 1.5)
 
 
-@pytest.mark.parametrize("kind", ["permuted", "alike"])
-def test_personal_heads_help_where_labels_mean_something_else_to_each(tmp_path, kind):
-    """arXiv 1912.00818, section 4; and where all are alike, a head that all have learnt is better."""
+def unlike(kind):
+    """Four clients, to whom labels mean something else ("permuted"), or the same."""
     client = np.arange(200) // CLASSES % CLASSES
     labels = (LABELS + client) % CLASSES if kind == "permuted" else LABELS
     source = Arrays({"inputs": INPUTS.astype(np.float32), "labels": labels, "client": client})
-    model = kv.models.mlp((16,), input_shape=(6,), num_outputs=CLASSES)
     fields = {"optimizer": kv.optimizers.sgd(lr=0.2), "global_batch": 16}
-    job = plain(model, kv.objectives.classification(), **fields)
+    model = kv.models.mlp((16,), input_shape=(6,), num_outputs=CLASSES)
+    return plain(model, kv.objectives.classification(), **fields), source
+
+
+def test_training_on_by_itself_helps_each_where_clients_are_unlike(tmp_path):
+    """arXiv 1909.12488, section 3: what is agreed is a good place to begin from."""
+    job, source = unlike("permuted")
+    plan = kv.fedavg(rounds=10, epochs=2, finetune=5)
+    here = Here(job, source, plan, kv.fleet.simulated(kv.data.by_key("client")), tmp_path, held_out=0.3).train()
+    before = here.figure("accuracy")
+    tuned = {
+        client: judge(here.island, here.parts, job.objective, here.read, here.held[client], 1000)
+        for client in here.rounds.tuned(range(CLASSES), here.trainer)
+    }
+    assert len(tuned) == CLASSES
+    assert mean(tuned.values())["accuracy"] > before + 0.3
+
+
+@pytest.mark.parametrize("kind", ["permuted", "alike"])
+def test_personal_heads_help_where_labels_mean_something_else_to_each(tmp_path, kind):
+    """arXiv 1912.00818, section 4; and where all are alike, a head that all have learnt is better."""
+    job, source = unlike(kind)
     fleet = kv.fleet.simulated(kv.data.by_key("client"))
 
     def figures(personal):

@@ -118,6 +118,43 @@ def test_bytes_that_are_no_zip_are_refused(tmp_path):
         read(tmp_path / "a.pack")
 
 
+NORMAL = {"columns": {"inputs": {"mean": [0.5], "std": [2.0]}}, "samples": 9, "survey": "ab" * 32}
+
+
+def test_what_samples_are_normalised_by_is_part_of_what_is_consented_to(tmp_path, key):
+    made = dataclasses.replace(PACK, statistics=NORMAL)
+    made.write(tmp_path / "a.pack", key, WEIGHTS)
+    assert read(tmp_path / "a.pack")[0] == made
+    other = {**NORMAL, "columns": {"inputs": {"mean": [0.25], "std": [2.0]}}}
+    assert made.hash not in (PACK.hash, dataclasses.replace(PACK, statistics=other).hash)
+    assert any("0.5" in line for line in difference(PACK, made))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"columns": {}},
+        {**NORMAL, "survey": "../x"},
+        {**NORMAL, "samples": "9"},
+        {**NORMAL, "more": 1},
+        *(
+            {**NORMAL, "columns": {"inputs": {"mean": mean, "std": [2.0]}}}
+            for mean in ([], [float("nan")], ["1"], [[1]])
+        ),
+        {**NORMAL, "columns": {"inputs": {"mean": [0.5], "std": [-2.0]}}},
+    ],
+)
+def test_what_is_no_mean_and_deviation_makes_no_pack(tmp_path, key, wrong, monkeypatch):
+    made = dataclasses.replace(PACK, statistics=wrong)
+    with pytest.raises(StateError, match="nobody would take"):
+        made.write(tmp_path / "a.pack", key, WEIGHTS)
+    monkeypatch.setattr(packs, "_check", lambda pack: None)
+    made.write(tmp_path / "a.pack", key, WEIGHTS)
+    monkeypatch.undo()
+    with pytest.raises(StateError, match="no pack"):
+        read(tmp_path / "a.pack")
+
+
 def test_a_person_sees_what_is_other_than_last_time():
     new = dataclasses.replace(PACK, sources={**PACK.sources, "helper.py": b"x = 2\n"}, plan={"rounds": 60, "local": {}})
     lines = difference(PACK, new)

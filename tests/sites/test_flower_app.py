@@ -31,7 +31,8 @@ class Client(NumPyClient):
         return [weights, seen + 1], len(self.data), {{"loss": float(np.square(self.data - weights).mean())}}
 
     def evaluate(self, parameters, config):
-        return float(np.square(self.data - parameters[0]).mean()), len(self.data), {{}}
+        loss = float(np.square(self.data - parameters[0]).mean())
+        return loss, len(self.data), {{"rows": len(self.data), "who": "x"}}
 
 def server_fn(context):
     first = ndarrays_to_parameters([np.zeros(3, np.float32), np.zeros((), np.int64)])
@@ -61,7 +62,9 @@ def test_an_app_trains_at_sites_as_its_strategy_says(federation, tmp_path, monke
     monkeypatch.setattr(part, "Process", InProcess)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "app.py").write_text(APP.format(strategy="FedAvg"))
-    path, made = packing.pack(tmp_path / "app.py", purpose="x", tell=("loss", "valid"), out=tmp_path / "app.pack")
+    path, made = packing.pack(
+        tmp_path / "app.py", purpose="x", tell=("loss", "valid", "rows"), out=tmp_path / "app.pack"
+    )
     assert made.kind == "flower"
     data = {name: np.random.default_rng(n).normal(n, 1, (5 + 3 * n, 3)) for n, name in enumerate("abc")}
     for name, rows in data.items():
@@ -79,6 +82,7 @@ def test_an_app_trains_at_sites_as_its_strategy_says(federation, tmp_path, monke
     assert found[3] == 3  # a whole number that each counts up
     told = run.history()[0]["told"]
     assert told["valid_by_site"].keys() == data.keys()
+    assert told["spread"]["valid_rows"]["max"] == max(map(len, data.values()))
     assert np.isclose(told["valid_by_site"]["b"], np.square(data["b"]).mean(), rtol=1e-5)
     mean = sum(len(rows) * told["valid_by_site"][name] for name, rows in data.items()) / total
     assert np.isclose(told["valid_loss"], mean)

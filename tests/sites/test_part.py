@@ -5,25 +5,27 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from konvoi import lines
-from konvoi.errors import KonvoiError
+from konvoi.errors import KonvoiError, StateError
 from konvoi.fleet.wire.dial import Inspected, Said, Unreached
 from konvoi.plan.federated import fedavg, fedbuff
 from konvoi.security import outbox
+from konvoi.security.leaving import Listed
 from konvoi.sites import hall, part
 from konvoi.sites.gate import Gate
 from konvoi.sites.house import House
 from konvoi.sites.orders import Result
-from konvoi.sites.protocol import Facts, Started, hash_of
+from konvoi.sites.protocol import DATA, PROTOCOL, TRAINING, Facts, Started, hash_of
 from konvoi.sites.refusing import forbidden
 from konvoi.sites.site import Here
 from konvoi.sites.tentative import Tentative
-from tests.sites.conftest import Fake, hold_roster, make_pack
+from tests.sites.conftest import Fake, Puppet, hold_roster, make_pack
 
 ONE, TWO, THREE = (letter * 64 for letter in "123")
 
@@ -79,6 +81,50 @@ def test_whatever_fails_is_told_by_its_name_and_tried_again_more_rarely(alone, m
     assert all(line.startswith(tells) for line in told) if tells else not told
     if isinstance(error, OSError):
         assert "disk full" in (one.folder / "log.txt").read_text()
+
+
+def test_what_went_wrong_while_the_server_was_away_is_told_as_a_number_of_times(alone, monkeypatch):
+    one, _ = alone
+    sent, is_there = [], []
+
+    def post(path, data):
+        if not is_there:
+            raise Unreached("nobody answers")
+        sent.append(data)
+        return 200, b"{}"
+
+    def fail():
+        raise part.NoUpdate(one._code)
+
+    monkeypatch.setattr(one.gate.dial, "post", post)
+    monkeypatch.setattr(one, "_turn", fail)
+    for code, there in ((TRAINING, False), (TRAINING, False), (DATA, False), (TRAINING, True), (TRAINING, True)):
+        one._code, is_there[:] = code, [True] * there
+        one._try()
+    found = [PROTOCOL.read(data)[1] for data in sent]
+    assert [(int(told["code"]), int(told["count"])) for told in found] == [(TRAINING, 3), (TRAINING, 1)]
+    one._untold[DATA] = 10**12
+    one._code = DATA
+    one._try()
+    assert {len(data) for data in sent} == {PROTOCOL.frame("error").size}  # however often
+    assert int(PROTOCOL.read(sent[-1])[1]["count"]) == 10**12 + 1
+
+
+def test_the_server_says_how_often(federation, tmp_path):
+    pack = make_pack(tmp_path)
+    puppet = Puppet(federation, "a", pack)
+    federation.submit(pack)
+    federation.wait(lambda: federation.hall.runs)
+    run = bytes.fromhex(federation.hosted().run.hash)
+    puppet.post(PROTOCOL.build("error", {"run": run, "code": TRAINING, "count": 3}))
+    assert said(federation, "nothing of a in round 1: training failed (3 times)")
+
+
+def test_a_pack_that_lists_other_words_than_are_said_is_not_agreed_to(tmp_path):
+    pack, signer = House(tmp_path / "house").take_in(make_pack(tmp_path))
+    frames = tuple(replace(one, fields=one.fields[:-1]) if one.kind == "error" else one for one in pack.leaves.frames)
+    with pytest.raises(StateError, match="another version of konvoi"):
+        House(tmp_path / "house").approve(replace(pack, leaves=Listed(frames)), signer)
 
 
 def test_a_part_outlives_what_it_did_not_foresee(federation, tmp_path, monkeypatch):

@@ -11,10 +11,13 @@ import torch
 
 import konvoi as kv
 from konvoi.job.data.partition import Partition
+from konvoi.job.data.statistics import survey
+from konvoi.sites import surveying
 from konvoi.sites.adding import Agreed, Learnt
 from konvoi.sites.orders import Order, Told
 from konvoi.sites.protocol import DATA, NOT_FINITE, TRAINING, leaves, told_of
-from konvoi.sites.trainer import Trainer, build, trained_of
+from konvoi.sites.surveying import Surveyed
+from konvoi.sites.trainer import Surveyor, Trainer, build, trained_of
 from konvoi.verbs import packing
 
 RECIPE = """
@@ -66,9 +69,25 @@ def simulated(path, plan, folder):
     return {name: p.detach() for name, p in run.model().named_parameters()}
 
 
-def deployed(path, plan, folder):
+def surveyed(path, folder):
+    """What a survey of these sites comes to, as a pack has it."""
+    told = {"plan": {}, "spec": {"num_classes": 2, "input_shape": [4]}, "overrides": (), "kind": "survey"}
+    sites = [Surveyor(Told(str(path), data=str(folder / f"{n}.npz"), site=str(n), **told)) for n in range(3)]
+    asked = Surveyed(surveying.as_bytes(surveying.begin(survey(sites[0].splits), 5)))
+    for number in range(1, surveying.ROUNDS + 1):
+        (folder / "asked").write_bytes(asked.as_bytes()[0] if number > 1 else surveying.as_bytes(asked.asked))
+        answers = []
+        for one in sites:
+            one.round(Order(number, str(folder / "asked"), "", str(folder / "out"), str(folder / "keep"), {}, False))
+            answers.append(dict(np.load(folder / "out")))
+        asked.take(answers)
+    (folder / "statistics.json").write_bytes(asked.as_bytes()[1])
+    return surveying.constants_of(folder, ("inputs",))
+
+
+def deployed(path, plan, folder, **more):
     """The server's arithmetic and the sites' programs, without what carries them to each other."""
-    told = {"plan": told_of(plan), "spec": {"num_classes": 2, "input_shape": [4]}, "overrides": ()}
+    told = more | {"plan": told_of(plan), "spec": {"num_classes": 2, "input_shape": [4]}, "overrides": ()}
     trainers = [Trainer(Told(str(path), data=str(folder / f"{n}.npz"), site=str(n), **told)) for n in range(3)]
     for number, one in enumerate(trainers):
         one.number = number  # as the simulation counts its clients
@@ -118,6 +137,17 @@ def test_deployed_is_what_was_simulated(made, tmp_path, name):
         assert torch.allclose(value, theirs[key], atol=2e-6, rtol=1e-4), key
 
 
+@pytest.mark.slow
+def test_deployed_is_what_was_simulated_also_where_data_are_normalised_by_the_federations_statistics(made, tmp_path):
+    slot = 'kv.data.slot(read, example="{folder}/all.npz")'
+    made.write_text(RECIPE.replace(slot, f"kv.data.normalize({slot})").format(folder=tmp_path))
+    found = surveyed(made, tmp_path)
+    theirs = simulated(made, PLANS["fedavg"], tmp_path / "run")
+    mine = deployed(made, PLANS["fedavg"], tmp_path, statistics=found)
+    for key, value in mine.items():
+        assert torch.allclose(value, theirs[key], atol=2e-6, rtol=1e-4), key
+
+
 def test_what_goes_wrong_is_a_number_and_nothing_else(made, tmp_path, capfd):
     """The process answers a code; the message, with whatever is in it, is only for the log here."""
     import subprocess
@@ -140,6 +170,7 @@ def test_what_goes_wrong_is_a_number_and_nothing_else(made, tmp_path, capfd):
             "loss": 0.0,
             "valid_loss": 0.0,
             "valid_samples": 0,
+            "metrics": {},
         }
         assert ("Mueller, Anna" in done.stderr) == (recipe == "bad.py")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import ssl
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,31 @@ def tapped(monkeypatch):
         return post(self, path, body, kind)
 
     monkeypatch.setattr(Dial, "post", tap)
+    return found
+
+
+@pytest.fixture
+def wired(tapped, monkeypatch):
+    """By site: every request as its socket was given it, the last step before TLS encrypts it."""
+    found, now = {}, threading.local()
+    post, send = Dial.post, ssl.SSLSocket.send
+
+    def asking(self, path, body, kind="application/octet-stream"):
+        now.request = bytearray()  # of this thread
+        found.setdefault(self.identity.name if self.identity else "", []).append(now.request)
+        try:
+            return post(self, path, body, kind)
+        finally:
+            now.request = None
+
+    def sending(self, data, flags=0):
+        count = send(self, data, flags)
+        if getattr(now, "request", None) is not None:  # else it is the server's
+            now.request += bytes(data)[:count]
+        return count
+
+    monkeypatch.setattr(Dial, "post", asking)
+    monkeypatch.setattr(ssl.SSLSocket, "send", sending)
     return found
 
 
@@ -143,7 +170,7 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("kind", ["training", "survey"])
 def test_what_two_sites_say_differs_in_nothing_but_values_whatever_their_data(
-    federation, data, tapped, monkeypatch, kind
+    federation, data, tapped, wired, monkeypatch, kind
 ):
     monkeypatch.setattr(part, "Process", InProcess)
     recipe, told = data / "study.py", {"purpose": "to see", "key": None, "out": data / "x.pack"}
@@ -159,6 +186,17 @@ def test_what_two_sites_say_differs_in_nothing_but_values_whatever_their_data(
     a, b = (sequence(made.leaves, tapped, name, run) for name in "ab")
     assert a == b
     assert [one for one, _ in a].count("update") == 3
+    # What is around a frame is the same, too, and nothing else goes down the socket.
+    heads = set()
+    for name in "ab":
+        requests = [bytes(one).partition(b"\r\n\r\n") for one in wired[name] if one]
+        bodies = Counter(body for _, _, body in requests)
+        assert not bodies - Counter(frames_of(tapped, name))
+        assert sum(number for body, number in bodies.items() if body.startswith(b"update")) == 3
+        heads |= {(len(body), head) for head, _, body in requests}
+    assert len(heads) == len({size for size, _ in heads})  # a head follows from a size
+    words = {line.partition(b" ")[0] for _, head in heads for line in head.split(b"\r\n")}
+    assert words == {b"POST", b"Host:", b"Accept-Encoding:", b"Content-Length:", b"Content-Type:"}
     values = [
         decoded(made.leaves, body)[1] for name in "ab" for body in frames_of(tapped, name) if body.startswith(b"update")
     ]
@@ -182,8 +220,9 @@ def test_an_error_is_a_number_of_the_list_and_nothing_else(federation, tmp_path,
     told = [decoded(listed, body) for _, path, body in tapped if path == "/frame"]
     errors = [found for kind, found in told if kind == "error"]
     assert errors
-    assert {*errors[0]} == {"run", "code"}
+    assert {*errors[0]} == {"run", "code", "count"}
     assert all(int(one["code"]) in ERRORS for one in errors)
+    assert {int(one["count"]) for one in errors} == {1}  # each was heard
     assert "update" not in [kind for kind, _ in told]
 
 

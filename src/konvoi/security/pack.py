@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import re
 import tokenize
 import zipfile
@@ -50,6 +51,7 @@ class Pack:
     sources: Mapping[str, bytes] = field(repr=False)
     kind: str = "recipe"  # or "survey": sites tell what their data are like, and train nothing; or "flower": an app
     frozen: str = ""  # hash of the weights that nobody trains, as safetensors; "": there are none
+    statistics: Mapping[str, Any] = field(default_factory=dict)  # by which samples are normalised: see `_check_numbers`
 
     def __post_init__(self) -> None:
         """Raises: StateError for a name that could not be a file's, or may be a hash."""
@@ -58,7 +60,8 @@ class Pack:
             raise StateError("this is no name of a pack", found=repr(self.name[:64]), expected=expected)
 
     def manifest(self) -> bytes:
-        left_out = {"leaves", "sources"} | ({"frozen"} if not self.frozen else set())  # as packs were without it
+        new = {name for name in ("frozen", "statistics") if not getattr(self, name)}  # as packs were without them
+        left_out = {"leaves", "sources"} | new
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         files = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.sources.items())}
         told = {"format": FORMAT, **fields, "leaves": self.leaves.as_json(), "sources": files}
@@ -77,7 +80,7 @@ class Pack:
         assert hashlib.sha256(initial).hexdigest() == self.initial
         try:
             _check(self)
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError("nobody would take this pack", found=str(error)) from None
         assert (hashlib.sha256(frozen).hexdigest() if frozen else "") == self.frozen
         public, signature = sign(key, self.manifest())
@@ -184,6 +187,25 @@ def _check(pack: Pack) -> None:
     for name, data in pack.sources.items():
         _check_name(name)
         _check_source(name, data)
+    if pack.statistics:
+        _check_numbers(pack.statistics)
+
+
+def _check_numbers(statistics: Mapping[str, Any]) -> None:
+    """`columns`: by name `mean` and `std`, a number for each feature; `samples` that they are of; and `survey`: the
+    hash of the pack that asked for them, or "".
+
+    Raises: ValueError, and what else comes of a file that is none.
+    """
+    columns, samples, survey = (statistics[name] for name in ("columns", "samples", "survey"))
+    known = {"columns", "samples", "survey"} == {*statistics} and all({"mean", "std"} == {*c} for c in columns.values())
+    if not known or type(samples) is not int or not re.fullmatch("([0-9a-f]{64})?", survey):
+        raise ValueError("what samples are normalised by is something else than means and deviations")
+    for name, one in columns.items():
+        numbers = [*one["mean"], *one["std"]]
+        is_sound = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+        if not is_sound or len(one["mean"]) != len(one["std"]) or min(one["std"], default=-1) < 0:
+            raise ValueError(f"{name} cannot be normalised by these numbers")
 
 
 def _check_name(name: str) -> None:

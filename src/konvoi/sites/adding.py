@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from konvoi.plan.convoy import Convoy
 from konvoi.plan.exchange.outer import OuterStep
 from konvoi.plan.sync.serving import Update
+from konvoi.population.judging import spread
+from konvoi.sites.protocol import VALID
+
+SAMPLES = f"{VALID}samples"
 
 
 @dataclass(frozen=True)
@@ -66,19 +70,25 @@ class Agreed:
 
 def mean_of(figures: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
     """Of a round's updates, where all have told."""
-    found = {}
-    for name, by in (("loss", weights), ("valid_loss", [one.get("valid_samples", 0.0) for one in figures])):
-        if all(name in one for one in figures) and sum(by) > 0:
+    found, kept = {}, [one.get(SAMPLES, 0.0) for one in figures]
+    for name in figures[0] if figures else ():
+        by = kept if name.startswith(VALID) else weights
+        is_mean = name == "loss" or (name.startswith(VALID) and name != SAMPLES)
+        if is_mean and all(name in one for one in figures) and sum(by) > 0:
             found[name] = sum(one[name] * weight for one, weight in zip(figures, by, strict=True)) / sum(by)
     return found
 
 
 def told_by(updates: Sequence[Update], figures: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """What stands beside a decision, for people. `figures`: by an update's hash."""
+    """What stands beside a decision, for people: means, and, of what was told of samples that sites keep for
+    evaluation, each site's and how unlike these are. `figures`: by an update's hash."""
     by_site = {one.site: figures.get(one.hash, {}) for one in updates}
     told: dict[str, Any] = {**mean_of([*by_site.values()], [one.weight for one in updates])}
-    if "valid_loss" in told:  # how unlike sites are
-        told["valid_by_site"] = {site: found["valid_loss"] for site, found in by_site.items()}
+    if "valid_loss" in told:
+        judged = {site: found for site, found in by_site.items() if found[SAMPLES] > 0}
+        told["valid_by_site"] = {site: found["valid_loss"] for site, found in judged.items()}
+        names = [name for name in told if name.startswith(VALID) and name in next(iter(judged.values()))]
+        told["spread"] = spread([{"weight": 1.0, **{name: one[name] for name in names}} for one in judged.values()])
     if claimed := {site: found["claimed"] for site, found in by_site.items() if "claimed" in found}:
         told["claimed_too_many_samples"] = claimed
     return told

@@ -161,7 +161,7 @@ def _against(data: Path, pack: Pack) -> Finding:
     try:
         with tempfile.TemporaryDirectory() as folder:
             job = job_of(pack, Path(folder))
-            prepared, _, _ = build(job, data.resolve(), spec_of(pack.spec))
+            prepared, _, _ = build(job, data.resolve(), spec_of(pack.spec), pack.statistics)
     except KonvoiError as error:
         return Finding("data", False, f"{error.message}: {error.found}", f"{error.hint or error.expected or ''}")
     except Exception as error:  # a recipe's own code may raise anything; its message stays here

@@ -80,7 +80,7 @@ class Hall:
             return self._piece(found["what"].tobytes().hex(), int(found["start"]))
         run = found["run"].tobytes()
         if name == "error":
-            self._run(run.hex()).failed(member, int(found["code"]))
+            self._run(run.hex()).failed(member, int(found["code"]), int(found["count"]))
             return b"{}"
         return self._word(member, run, int(found["doing"]), HELD_S if found["waits"] else 0.0)
 

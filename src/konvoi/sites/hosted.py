@@ -39,11 +39,10 @@ from konvoi.plan.sync.serving import (
 from konvoi.security import pack as packs
 from konvoi.sites.adding import Best, Learnt, told_by
 from konvoi.sites.disk import Disk
-from konvoi.sites.protocol import DOING, ERRORS, HOLDS, TAKE_PART, Facts, Started, convoy_of, hash_of, vector
+from konvoi.sites.protocol import DOING, ERRORS, HOLDS, TAKE_PART, VALID, Facts, Started, convoy_of, hash_of, vector
 from konvoi.sites.surveying import Surveyed
 
 AWAY_S = 30.0
-TOLD = ("loss", "valid_loss", "valid_samples")  # fields of an update that are kept in mind until it is added up
 
 
 class Hosted:
@@ -159,7 +158,8 @@ class Hosted:
                 self._note(site, why)
                 raise MessageRefused(why, found=f"{site}, round {int(found['round'])}")
             self.disk.take_in(update.hash, data)
-            figures = {name: float(found[name]) for name in TOLD if name in found}
+            # Kept in mind until it is added up.
+            figures = {name: float(found[name]) for name in found if name == "loss" or name.startswith(VALID)}
             if samples > self.most:
                 figures["claimed"] = samples
                 self.say(f"{self.run.id}: {site} says that it has {samples:,.0f} samples; {self.most:,.0f} count")
@@ -180,9 +180,9 @@ class Hosted:
             return "it says that it learnt from nothing"
         return served.why_not(self.state, update)
 
-    def failed(self, site: str, code: int) -> None:
+    def failed(self, site: str, code: int, count: int) -> None:
         with self._in_turn():
-            self._note(site, ERRORS.get(code, "an error that has no name here"))
+            self._note(site, ERRORS.get(code, "an error that has no name here"), count)
 
     def gone(self, site: str) -> None:
         """It has left, or was revoked: what it has sent for this round does not count. Raises: StateError."""
@@ -287,7 +287,8 @@ class Hosted:
             del self.figures[hash]
             self.disk.drop(hash)
 
-    def _note(self, site: str, why: str) -> None:
+    def _note(self, site: str, why: str, count: int = 1) -> None:
+        why += f" ({count:,} times)" if count > 1 else ""
         self.refused[site] = why
         self.disk.note(site, self.state.round, why)
         self.say(f"{self.run.id}: nothing of {site} in round {self.state.round}: {why}")

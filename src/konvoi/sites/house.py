@@ -112,10 +112,12 @@ class House:
 
     def approve(self, pack: Pack, signer: str) -> None:
         """Raises: StateError where this site's limits forbid it."""
-        from konvoi.sites.protocol import convoy_of
+        from konvoi.sites.protocol import convoy_of, is_listed_as_said
 
         plan = convoy_of(pack.plan, {})
         assert plan.local is not None
+        if not is_listed_as_said(pack.leaves):
+            raise StateError("another version of konvoi made this pack: it does not list what this one says")
         if wrong := self.limits.forbid(plan.local, plan.rounds, signer):
             raise StateError(
                 "this site's limits forbid that", found="; ".join(wrong), hint=f"{self.folder}/limits.toml"

@@ -72,6 +72,8 @@ class Limits:
             found.append(f"{local.steps} steps a round; this site allows {self.max_steps}")
         if not local.steps and local.epochs > self.max_epochs:
             found.append(f"{local.epochs:g} epochs a round; this site allows {self.max_epochs:g}")
+        if local.finetune > self.max_epochs:
+            found.append(f"{local.finetune:g} epochs of fine-tuning; this site allows {self.max_epochs:g}")
         if rounds > self.max_rounds:
             found.append(f"{rounds} rounds; this site allows {self.max_rounds}")
         if self.signers and signer not in self.signers:

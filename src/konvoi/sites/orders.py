@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -21,6 +21,7 @@ class Told:
     threads: int = 0
     kind: str = "recipe"  # of the pack
     frozen: str = ""  # path of what nobody trains, as safetensors; "": nothing
+    statistics: Mapping[str, Any] = field(default_factory=dict)  # of the pack
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Order:
     keep: str
     settings: Mapping[str, float]
     evaluate: bool
+    finetune: bool = (
+        False  # for this house alone: `out` is a module's weights then, and `keep` figures before and after
+    )
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,4 @@ class Result:
     loss: float = 0.0
     valid_loss: float = 0.0
     valid_samples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)  # what else is measured on these

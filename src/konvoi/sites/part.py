@@ -6,11 +6,9 @@ import contextlib
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from konvoi.errors import KonvoiError, MessageRefused
 from konvoi.fleet.wire.dial import Inspected, Said, Unreached
@@ -18,9 +16,10 @@ from konvoi.security import pack as packs
 from konvoi.security.pack import Pack
 from konvoi.sites import fetching
 from konvoi.sites.answers import facts_of, object_of
+from konvoi.sites.finetuning import finetune
 from konvoi.sites.gate import Gate, Kept
 from konvoi.sites.house import House
-from konvoi.sites.orders import Order, Result, Told
+from konvoi.sites.orders import Order, Told
 from konvoi.sites.process import Process
 from konvoi.sites.protocol import (
     ENDED,
@@ -35,10 +34,10 @@ from konvoi.sites.protocol import (
     TRAINS,
     Facts,
     Started,
-    fields,
 )
 from konvoi.sites.refusing import forbidden
 from konvoi.sites.tentative import Tentative
+from konvoi.sites.updating import values_of
 from konvoi.state.journal import write
 
 if TYPE_CHECKING:
@@ -81,11 +80,13 @@ class Part(threading.Thread):
             here.threads,
             pack.kind,
             str(frozen.resolve()) if pack.frozen else "",
+            pack.statistics,
         )
         self.process = Process(told, self.folder)
         self._over = threading.Event()
         self._is_first, self._refused = True, ""
         self._failed = 0  # times in a row
+        self._untold = Counter[int]()  # times that the server has not heard of, by code
         self._doing = IS_READY
         self._newest: Facts | None = None  # that was heard beside a training
         self.is_done = False
@@ -145,8 +146,11 @@ class Part(threading.Thread):
             self._tell(LIMITS)
 
     def _tell(self, code: int) -> None:
+        """A number, and how often: the server may have been away."""
+        self._untold[code] += 1
         with contextlib.suppress(KonvoiError, OSError):  # a person here knows
-            self._send("error", {"run": bytes.fromhex(self.hash), "code": code})
+            self._send("error", {"run": bytes.fromhex(self.hash), "code": code, "count": self._untold[code]})
+            del self._untold[code]
 
     # -- a round -------------------------------------------------------------------------------------------------------
 
@@ -164,6 +168,7 @@ class Part(threading.Thread):
         if counted is not None:
             self.say(f"its update for round {counted} has counted")
         if facts.state in ENDED:
+            finetune(self, facts)
             self.is_done = True
             self._over.set()
         elif facts.wanted:
@@ -214,19 +219,22 @@ class Part(threading.Thread):
         self.say(f"trains for round {facts.round}")
         most_s = 60 * self.house.limits.max_minutes_per_round
         with self._heard(TRAINS, facts):
-            result = self.process.train(order, most_s=most_s, is_over=self._has_to_end)
+            result = self.process.train(order, most_s=most_s, is_over=self.has_to_end)
         if result is None:
             return None
         if result.code:
             raise NoUpdate(result.code if result.code in ERRORS else TRAINING)
         try:
-            frame = self.pack.leaves.build("update", self._values(facts, result, attempt))
+            frame = self.pack.leaves.build(
+                "update", values_of(self.pack, self.hash, facts, result, attempt / "out.npz")
+            )
         except MessageRefused as error:  # the process looks at the moves; here all is looked at
+            self.say(_in_a_line(error))
             raise NoUpdate(NOT_FINITE) from error
         self.kept.keep(attempt / "own", facts.round, facts.base, frame)
         return frame
 
-    def _has_to_end(self) -> bool:
+    def has_to_end(self) -> bool:
         """A person's word, while it trains."""
         house = self.house
         return self._over.is_set() or house.is_paused or house.has_left or self.pack.hash not in house.approved()
@@ -262,27 +270,6 @@ class Part(threading.Thread):
         finally:
             done.set()
             beating.join()
-
-    def _values(self, facts: Facts, result: Result, attempt: Path) -> dict[str, Any]:
-        """The fields of an update, as the list has them."""
-        listed, values = self.pack.leaves, dict[str, Any]()
-        with np.load(attempt / "out.npz") as found:
-            if self.pack.kind == "survey":
-                values |= {name: found[name] for name in found}
-            for part in ("move", "control"):
-                if part in found:
-                    values |= fields(listed, found[part], part)
-        simple = {
-            "run": bytes.fromhex(self.hash),
-            "round": facts.round,
-            "base": bytes.fromhex(facts.base),
-            "samples": result.samples,
-            "loss": result.loss,
-            "valid_loss": result.valid_loss,
-            "valid_samples": result.valid_samples,
-        }
-        known = {field.name for field in listed.frame("update").fields}
-        return {name: value for name, value in simple.items() if name in known} | values
 
 
 def _in_a_line(error: KonvoiError) -> str:

@@ -40,6 +40,9 @@ ERRORS = {
 # how many a site may say that it has. These two are the server's, and of no plan.
 OPEN = ("rounds", "cohort", "steps", "epochs", "lr", "patience", "samples")
 
+TELL = ("loss", "valid")  # what any update can tell beside its moves
+VALID = "valid_"  # begins the names of fields that are of samples kept for evaluation
+
 RUN = Field("run", "u1", (HASH,), "which run this is about; zeros: none")
 ALWAYS = (
     Frame(
@@ -61,7 +64,11 @@ ALWAYS = (
     ),
     Frame(
         "error",
-        (RUN, Field("code", "u1", (), f"what went wrong: {', '.join(f'{i} {e}' for i, e in ERRORS.items())}")),
+        (
+            RUN,
+            Field("code", "u1", (), f"what went wrong: {', '.join(f'{i} {e}' for i, e in ERRORS.items())}"),
+            Field("count", "u8", (), "how often, since the server heard of it last"),
+        ),
         "when a round fails here",
     ),
 )
@@ -76,8 +83,8 @@ HEAD = (
 def leaves(shapes: Mapping[str, Sequence[int]], local: Local, *, tell: Sequence[str] = ("loss",)) -> Listed:
     """The list of a run over these trained parameters: what any site says, and its updates.
 
-    `tell`: "loss", the mean training loss of the round, and "valid", the sum of losses over the samples that a site
-    keeps for evaluation, how many these are, and of how many of them the class was told rightly.
+    `tell`: "loss", the mean training loss of the round; "valid", the mean loss over the samples that a site keeps for
+    evaluation, and how many these are; and beside that names of what else the objective measures on them ("accuracy").
     """
     fields = [*HEAD]
     if not local.equal:
@@ -89,10 +96,20 @@ def leaves(shapes: Mapping[str, Sequence[int]], local: Local, *, tell: Sequence[
             Field("valid_loss", "f8", (), "mean loss of the weights it began with on samples kept for evaluation"),
             Field("valid_samples", "u8", (), "how many these are"),
         ]
+        fields += [
+            Field(f"{VALID}{name}", "f8", (), f"{name} of these weights on these samples")
+            for name in tell
+            if name not in TELL
+        ]
     of = {"move": "how far this parameter has come", "control": "how its control has changed (SCAFFOLD)"}
     for part in ("move", *(["control"] if local.controls else [])):
         fields += [Field(f"{part} {name}", "f4", tuple(shape), of[part]) for name, shape in shapes.items()]
     return Listed((*ALWAYS, Frame("update", tuple(fields), "once a round")))
+
+
+def is_listed_as_said(listed: Listed) -> bool:
+    """Whether the frames that have no update in them are listed as they are sent: a person has agreed to the list."""
+    return tuple(frame for frame in listed.frames if frame.kind != "update") == ALWAYS
 
 
 def vector(listed: Listed, found: Mapping[str, NDArray[Any]], part: str) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from konvoi.security.pack import Pack
 from konvoi.sites.house import House
-from konvoi.sites.protocol import Facts, Started, convoy_of, outside
+from konvoi.sites.protocol import Facts, Started, convoy_of, is_listed_as_said, outside
 from konvoi.state.journal import write
 
 
@@ -20,6 +20,8 @@ def forbidden(facts: Facts, run: Started, pack: Pack, signer: str, house: House,
     found = outside(run.settings, pack.ranges)
     assert plan.local is not None
     found += limits.forbid(plan.local, facts.rounds, signer)
+    if not is_listed_as_said(pack.leaves):
+        found.append("another version of konvoi made the pack: it does not list what this one says")
     if pack.hash not in house.approved():
         found.append("it is not approved here any more")
     if facts.rounds != plan.rounds or facts.round > plan.rounds + (not facts.wanted):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from konvoi.errors import DataError
 from konvoi.job.data.figures import Figures, closer, merge
 from konvoi.job.data.statistics import Column, Survey, frame, with_edges
 from konvoi.plan.convoy import Convoy
@@ -68,6 +70,27 @@ def told(figures: Figures) -> dict[str, Any]:
     columns = {name: {key: _plain(value) for key, value in vars(one).items()} for name, one in figures.columns.items()}
     labels = None if figures.labels is None else _plain(figures.labels)
     return {"samples": figures.samples, "labels": labels, "columns": columns, "skipped": [*figures.skipped]}
+
+
+def constants_of(path: Path | None, columns: Sequence[str]) -> dict[str, Any]:
+    """What a pack says of the columns that its recipe normalises, from a file of what was told, or from its folder.
+
+    Raises: DataError.
+    """
+    if path is None or not columns:
+        if path is not None:
+            hint = "kv.data.normalize(kv.data.slot(...))"
+            raise DataError("nothing in this recipe is normalised by statistics", found=path, hint=hint)
+        return {}
+    path = path / "statistics.json" if path.is_dir() else path
+    try:
+        told = json.loads(path.read_text())
+        known = {name: {key: told["columns"][name][key] for key in ("mean", "std")} for name in columns}
+        samples, survey = int(told["samples"]), str(told.get("survey", ""))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = f"statistics.json of a survey, with {', '.join(columns)}"
+        raise DataError("these are no statistics", found=f"{path}: {error!r}", expected=expected) from None
+    return {"columns": known, "samples": samples, "survey": survey}
 
 
 def _plain(value: NDArray[Any]) -> Any:

@@ -7,6 +7,7 @@ and what goes wrong with its traceback, goes to the site's own log and no furthe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -25,11 +26,14 @@ from konvoi.fleet.worker import Place, end_with_parent
 from konvoi.held_out import held_out
 from konvoi.island import LiveIsland
 from konvoi.job.adapt import Adapted
+from konvoi.job.data.normalized import known, of_told, unnormalized
 from konvoi.job.data.of import of
 from konvoi.job.data.slot import fill
 from konvoi.job.data.statistics import sums
 from konvoi.job.job import Job, Prepared, prepare
+from konvoi.plan.convoy import Convoy
 from konvoi.plan.island import Island
+from konvoi.plan.local import Local
 from konvoi.population import cohorts
 from konvoi.population.keeping import personal
 from konvoi.population.one_by_one import OneByOne
@@ -53,7 +57,9 @@ class Trainer:
         """Raises: KonvoiError."""
         path = Path(told.recipe)
         job = override(recipe_job(load_recipe(path), path), told.overrides)
-        self.prepared, self.parts, self.island = build(job, told.data, spec_of(told.spec), told.device, told.threads)
+        self.prepared, self.parts, self.island = build(
+            job, told.data, spec_of(told.spec), told.statistics, device=told.device, threads=told.threads
+        )
         if told.frozen:
             _fill(untrained_of(self.parts, self.prepared.job.model), safetensors.read(Path(told.frozen)))
         self.job, self.told = self.prepared.job, told
@@ -68,16 +74,13 @@ class Trainer:
 
     def round(self, order: Order) -> Result:
         """Train from the weights that are given, and leave how far they have come."""
-        plan = convoy_of(self.told.plan, order.settings)
-        local = plan.local
-        assert local is not None
-        job = with_settings(self.job, order.settings)
+        if order.finetune:
+            return self._finetune(order)
+        plan, local, job = self._asked(order)
         trained = trained_of(self.parts)
-        mine = personal([*trained], local.personal)
-        row = torch.from_numpy(np.fromfile(order.weights, "<f4"))
-        agreed, control = row.split(len(row) // 2) if local.controls else (row, None)
-        own = dict(np.load(order.own)) if order.own else {}
-        begin = _begin(self.at_first, mine, agreed, own)
+        mine, agreed, control, own, begin = self._given(order, local)
+        out: dict[str, Any] = {}
+        keep: dict[str, Any] = {}
         result = Result(samples=len(self.indices))
         if order.evaluate:
             result = dataclasses.replace(result, **self._evaluate([*trained.values()], begin))
@@ -94,7 +97,7 @@ class Trainer:
         move = agreed - _flat([one for one, is_own in zip(now, mine, strict=True) if not is_own])
         if not (bool(move.isfinite().all()) and bool(found.losses.isfinite().all())):
             return Result(NOT_FINITE)
-        out, keep = {"move": move.numpy()}, {}
+        out["move"] = move.numpy()
         if any(mine):
             keep["personal"] = _flat([one for one, is_own in zip(now, mine, strict=True) if is_own]).numpy()
         if control is not None:  # option II of arXiv 1910.06378: from how far it came
@@ -107,15 +110,52 @@ class Trainer:
         total = float(found.weights[0])
         return dataclasses.replace(result, loss=float(found.losses[0]) / total if total else 0.0)
 
+    def _asked(self, order: Order) -> tuple[Convoy, Local, Job]:
+        plan = convoy_of(self.told.plan, order.settings)
+        assert plan.local is not None
+        return plan, plan.local, with_settings(self.job, order.settings)
+
+    def _given(
+        self, order: Order, local: Local
+    ) -> tuple[list[bool], Tensor, Tensor | None, dict[str, Any], list[Tensor]]:
+        """Which parameters are this site's own, what is agreed, the control, what is kept, and all to begin with."""
+        mine = personal([*trained_of(self.parts)], local.personal)
+        row = torch.from_numpy(np.fromfile(order.weights, "<f4"))
+        agreed, control = row.split(len(row) // 2) if local.controls else (row, None)
+        own = dict(np.load(order.own)) if order.own else {}
+        return mine, agreed, control, own, _begin(self.at_first, mine, agreed, own)
+
+    def _finetune(self, order: Order) -> Result:
+        """Train on by itself from the agreed weights, as simulated clients do (`population.rounds.Rounds.tuned`), and
+        leave the module's weights in this house."""
+        plan, local, job = self._asked(order)
+        trained, begin = trained_of(self.parts), self._given(order, local)[-1]
+        before = self._evaluate([*trained.values()], begin)
+        weights = [one.to(self.island.device).clone().unsqueeze(0) for one in begin]
+        sizes = dataclasses.replace(local, epochs=local.finetune, steps=0).sizes(len(self.indices), job.global_batch)
+        batches = [cohorts.order(job.seed, self.number, plan.rounds + 1, self.indices, sizes)]
+        rate = functools.partial(job.schedule.factor, num_steps=plan.rounds)
+        highest = max(range(1, plan.rounds + 1), key=rate)
+        OneByOne(self.island, self.parts, job, plan.rounds, self.read).train(Work(highest, weights, batches))
+        after = self._evaluate([*trained.values()], now := [one[0] for one in weights])
+        if not all(bool(one.isfinite().all()) for one in now):
+            return Result(NOT_FINITE)
+        _fill(trained, dict(zip(trained, now, strict=True)))
+        safetensors.write(Path(order.out), {**trained, **untrained_of(self.parts, self.prepared.job.model)})
+        Path(order.keep).write_text(json.dumps({"before": before, "after": after}))
+        return Result(samples=len(self.indices))
+
     @torch.no_grad()
     def _evaluate(self, trained: list[Tensor], begin: list[Tensor]) -> dict[str, Any]:
         if self.prepared.splits.valid is None:
             return {}
         torch._foreach_copy_(trained, begin)
         task = Task(self.prepared, self.island.plan, Path(), False, 0, 0)
+        found = held_out(self.island, self.parts, task)
         return {
-            "valid_loss": held_out(self.island, self.parts, task)["loss"],
+            "valid_loss": found.pop("loss"),
             "valid_samples": len(self.prepared.splits.valid),
+            "metrics": found,
         }
 
 
@@ -126,14 +166,13 @@ class Surveyor:
         """Raises: KonvoiError."""
         path = Path(told.recipe)
         job = override(recipe_job(load_recipe(path), path), told.overrides)
-        data = of(fill(job.data, told.data, spec_of(told.spec))).prepare()
-        if not isinstance(data.train, Source):
-            raise DataError("a stream has no samples to count", found=type(data.train).__name__)
-        self.source = data.train
+        self.splits = of(fill(unnormalized(job.data), told.data, spec_of(told.spec))).prepare()
+        if not isinstance(self.splits.train, Source):
+            raise DataError("a stream has no samples to count", found=type(self.splits.train).__name__)
 
     def round(self, order: Order) -> Result:
         """Leave the fields of the answer."""
-        found: dict[str, Any] = sums(self.source, surveying.asked_of(Path(order.weights).read_bytes()))
+        found: dict[str, Any] = sums(self.splits.train, surveying.asked_of(Path(order.weights).read_bytes()))
         nothing: dict[str, Any] = {}
         for path, arrays in ((order.out, found), (order.keep, nothing)):
             with Path(path).open("wb") as file:
@@ -142,15 +181,23 @@ class Surveyor:
 
 
 def build(
-    job: Job, data: str | Path | None, spec: DataSpec | None, device: str = "cpu", threads: int = 0
+    job: Job,
+    data: str | Path | None,
+    spec: DataSpec | None,
+    statistics: Mapping[str, Any] | None = None,
+    *,
+    device: str = "cpu",
+    threads: int = 0,
 ) -> tuple[Prepared, Any, LiveIsland]:
-    """A job whose slot is filled with what lies there (None: its example), and its model. Raises: KonvoiError."""
+    """A job whose slot is filled with what lies there (None: its example), normalised by a pack's `statistics` where
+    the recipe says so, and its model. Raises: KonvoiError."""
     from konvoi import devices
 
     if threads:
         torch.set_num_threads(threads)
     # A small site's steps are of all it has, where that is less than a batch.
-    one = dataclasses.replace(job, data=fill(job.data, data, spec), steps=1, global_batch=1, validate_every=0)
+    filled = known(fill(job.data, data, spec), of_told((statistics or {}).get("columns", {})))
+    one = dataclasses.replace(job, data=filled, steps=1, global_batch=1, validate_every=0)
     prepared = prepare(one)
     prepared = dataclasses.replace(prepared, job=dataclasses.replace(prepared.job, global_batch=job.global_batch))
     island = LiveIsland(Place(0, 1, device_kind=device), Island(), devices.select(device, 0), None)
@@ -219,6 +266,20 @@ class Trains(Protocol):
     def round(self, order: Order) -> Result: ...
 
 
+def answer(trains: Trains | None, make: Callable[[], Trains], order: Order) -> tuple[Trains | None, Result]:
+    """What has been made, and what an order came to; of what goes wrong a number, with why in the log here."""
+    try:
+        trains = trains or make()
+    except BaseException:  # a recipe may raise anything, and none of it leaves
+        traceback.print_exc()
+        return None, Result(DATA)
+    try:
+        return trains, trains.round(order)
+    except (KonvoiError, Exception):
+        traceback.print_exc()
+        return trains, Result(TRAINING)
+
+
 def serve(make: Callable[[Told], Trains]) -> None:
     """Orders come on standard input until it ends; with its agent this process ends in the middle of one."""
     end_with_parent(os.getppid())
@@ -227,17 +288,7 @@ def serve(make: Callable[[Told], Trains]) -> None:
     trains: Trains | None = None
     told = Told(**json.loads(sys.stdin.readline()))
     for line in sys.stdin:
-        try:
-            trains = trains or make(told)
-        except BaseException:  # a recipe may raise anything, and none of it leaves
-            traceback.print_exc()
-            result = Result(DATA)
-        else:
-            try:
-                result = trains.round(Order(**json.loads(line)))
-            except (KonvoiError, Exception):
-                traceback.print_exc()
-                result = Result(TRAINING)
+        trains, result = answer(trains, lambda: make(told), Order(**json.loads(line)))
         answers.write(json.dumps(dataclasses.asdict(result)) + "\n")
 
 

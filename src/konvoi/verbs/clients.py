@@ -11,8 +11,11 @@ from konvoi.fleet.local import Local
 from konvoi.fleet.local import run as run_local
 from konvoi.fleet.simulated import Simulated
 from konvoi.job.adapt import APPROXIMATE, EXACT
+from konvoi.job.data.normalized import columns_of, constants, in_words, known, unnormalized
+from konvoi.job.data.of import of
 from konvoi.job.data.partition import keep_back
-from konvoi.job.job import LENGTHS, Job, prepare
+from konvoi.job.data.positions import Ints
+from konvoi.job.job import LENGTHS, Job, Prepared, prepare
 from konvoi.job.optimizers import SGD
 from konvoi.plan.compress import none
 from konvoi.plan.convoy import Plan
@@ -39,8 +42,6 @@ def check(job: Job, plan: Plan, fleet: Simulated | None = None) -> None:
         raise JobError("a federation keeps no average of its weights, so far", found=f"ema={job.ema}")
     if convoy.compression != none():
         raise PlanError("simulated clients send every bit, so far", found=repr(convoy.compression))
-    if local.finetune and fleet is None:
-        raise PlanError("sites do not fine-tune, so far", found=f"finetune={local.finetune:g}")
     if local.finetune and fleet is not None and not fleet.holdout:
         hint = "kv.fleet.simulated(..., holdout=0.2)"
         raise PlanError(
@@ -59,15 +60,32 @@ def _how_adapters_are_averaged(job: Job) -> tuple[str, ...]:
     return (f"mean of adapters = {EXACT if job.adapt.freeze_a else APPROXIMATE}",)
 
 
+def _normalised_by(prepared: Prepared) -> tuple[str, ...]:
+    told = prepared.splits.description.get("normalized", {})
+    return tuple(f"{name}: {in_words(one)} of all clients" for name, one in told.items())
+
+
+def _divided(job: Job, fleet: Simulated) -> tuple[Prepared, tuple[Ints, ...], tuple[Ints, ...]]:
+    """The job's data, what each client trains on, and what it keeps for evaluation; normalised, where the job says so,
+    by what clients tell of what they train on. Raises: DataError, JobError."""
+    has_held_out = fleet.holdout > 0
+    columns = columns_of(job.data)
+    prepared = None if columns else prepare(job, held_out=has_held_out)
+    splits = of(unnormalized(job.data)).prepare() if prepared is None else prepared.splits
+    if not isinstance(splits.train, Source):
+        raise DataError("a stream cannot be divided among clients", found=type(splits.train).__name__)
+    indices, held_out = map(tuple, keep_back(fleet.division.of(splits.train), fleet.holdout))
+    if prepared is None:
+        data = known(job.data, constants(splits, columns, indices))
+        prepared = prepare(dataclasses.replace(job, data=data), held_out=has_held_out)
+    return prepared, indices, held_out
+
+
 def train_clients(job: Job, plan: Plan, fleet: Simulated, keeping: Keeping, agent: AgentHandle) -> record.Record:
     """Train to the end, and return the run's folder."""
     check(job, plan, fleet)
     root, again = keeping.root, keeping.resume
-    prepared = prepare(job, held_out=fleet.holdout > 0)  # while the agent loads torch
-    source = prepared.splits.train
-    if not isinstance(source, Source):
-        raise DataError("a stream cannot be divided among clients", found=type(source).__name__)
-    indices, held_out = map(tuple, keep_back(fleet.division.of(source), fleet.holdout))
+    prepared, indices, held_out = _divided(job, fleet)  # while the agent loads torch
     size, local = len(indices), plan.convoy.local
     assert local is not None
     if plan.convoy.cohort > size:
@@ -79,7 +97,7 @@ def train_clients(job: Job, plan: Plan, fleet: Simulated, keeping: Keeping, agen
     num_workers = devices.size(machine) if fleet.num_workers or kind != "cpu" else machine["num_cores"]
     smallest, largest = min(map(len, indices)), max(map(len, indices))
     each = f"clients of {smallest} to {largest} samples" if smallest < largest else f"clients of {smallest} samples"
-    derived = (f"{size} {each}", *_how_adapters_are_averaged(job))
+    derived = (f"{size} {each}", *_normalised_by(prepared), *_how_adapters_are_averaged(job))
     task = checked(
         dataclasses.replace(prepared, num_steps=plan.convoy.rounds, derived=derived),
         Island(dp=num_workers, precision=plan.island.precision),

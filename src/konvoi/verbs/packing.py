@@ -12,21 +12,18 @@ import konvoi
 from konvoi.errors import DataError, JobError, PlanError
 from konvoi.plan.convoy import Convoy, Plan
 from konvoi.plan.local import Local
-from konvoi.plan.presets import parse
 from konvoi.recipe import load_recipe, needed_by, override, recipe_job
 from konvoi.security.identity import make_signer
 from konvoi.security.pack import NAME, Pack
-from konvoi.sites.protocol import OPEN, hash_of, leaves, told_of
+from konvoi.sites.protocol import hash_of, leaves, told_of
 from konvoi.values import DataSpec, Source
+from konvoi.verbs.packable import check_kept, check_ranges, check_running_statistics, check_told, convoy_of_recipe
 
 if TYPE_CHECKING:
     from konvoi.compat.flower.deployed import App
-    from konvoi.island import LiveIsland
-    from konvoi.job.job import Prepared
     from konvoi.plan.split.parts import Parts
 
 OF_A_SAMPLE = ("vocab_size", "num_classes", "input_shape", "num_targets", "seq_len")
-TELL = ("loss", "valid")
 LARGEST_SOURCE = 4 << 20  # bytes
 MOST_SAMPLES = 1_000_000  # that a site may say it has, where a pack does not say otherwise: see `_capped`
 
@@ -48,6 +45,7 @@ def pack(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     tell: Sequence[str] = ("loss",),
     start_from: Path | None = None,
+    statistics: Path | None = None,
     key: Path | None = None,
     out: Path | None = None,
 ) -> tuple[Path, Pack]:
@@ -55,11 +53,16 @@ def pack(
 
     - `ranges`: of settings that a run may change without new consent (`konvoi.sites.protocol.OPEN`). Without one of
       `samples` a site may say that it has a million.
-    - `tell`: what an update says beside how far its weights have come: "loss", "valid".
+    - `tell`: what an update says beside how far its weights have come: "loss", "valid", and beside that what else the
+      objective measures ("accuracy").
     - `start_from`: a run's folder, whose weights all begin with.
+    - `statistics`: what a survey has found (`statistics.json`, or the folder that it was pulled into), for a recipe
+      whose data are normalised (`kv.data.normalize`).
 
     Raises: JobError, PlanError, DataError.
     """
+    from konvoi.job.data.normalized import columns_of
+    from konvoi.sites.surveying import constants_of
     from konvoi.sites.trainer import build  # loads torch
     from konvoi.verbs.clients import check
 
@@ -70,20 +73,14 @@ def pack(
         if (app := app_of(module)) is not None:
             return _pack_app(app, recipe, purpose, plan, overrides, ranges, tell, key, out)
     job = override(recipe_job(module, recipe), overrides)
-    convoy = _convoy(plan, getattr(module, "plan", None))
+    convoy = convoy_of_recipe(plan, getattr(module, "plan", None))
     check(job, Plan(konvoi.Island(), convoy))
     assert convoy.local is not None
-    for name, (low, high) in (ranges or {}).items():
-        if name not in OPEN or not low <= high:
-            raise PlanError("this is no range of a setting", found=f"{name}={low:g}:{high:g}", expected=", ".join(OPEN))
-    if wrong := sorted({*tell} - {*TELL}):
-        raise PlanError("an update tells nothing of that kind", found=", ".join(wrong), expected=", ".join(TELL))
-    prepared, parts, island = build(job, None, None)
-    _check_statistics(prepared, parts, island)
-    if "valid" in tell and prepared.splits.valid is None:
-        raise DataError(
-            "there are no samples kept for evaluation", found="--tell valid", hint="holdout=0.1 on the data"
-        )
+    check_ranges(ranges or {})
+    found = constants_of(statistics, columns_of(job.data))
+    prepared, parts, island = build(job, None, None, found)
+    check_running_statistics(prepared, parts, island)
+    check_told(tell, prepared, parts, island)
     shapes, weights, frozen = _weights(parts, prepared.job.model, convoy, start_from)
     sources = sources_of(recipe)
     made = Pack(
@@ -99,6 +96,7 @@ def pack(
         initial=hash_of(weights),
         sources=sources,
         frozen=hash_of(frozen) if frozen else "",
+        statistics=found,
     )
     path = out or Path(f"{made.name}.pack")
     made.write(path, key or signer(), weights, frozen)
@@ -116,6 +114,7 @@ def pack_survey(
 ) -> tuple[Path, Pack]:
     """The same of a question before any training: what sites' data are like, in counts, means, deviations, labels, and
     histograms of so many bins. Raises: JobError, DataError."""
+    from konvoi.job.data.normalized import unnormalized
     from konvoi.job.data.of import of
     from konvoi.job.data.slot import fill
     from konvoi.job.data.statistics import survey
@@ -124,7 +123,7 @@ def pack_survey(
     job = override(recipe_job(load_recipe(recipe), recipe), overrides)
     if bins < 1:
         raise DataError("a histogram has bins", found=bins, expected="at least 1")
-    splits = of(fill(job.data, None)).prepare()
+    splits = of(fill(unnormalized(job.data), None)).prepare()
     asked = surveying.begin(survey(splits), bins)
     first, sources = surveying.as_bytes(asked), sources_of(recipe)
     made = Pack(
@@ -164,6 +163,7 @@ def _pack_app(
         raise PlanError("a Flower app says its plan itself", found=plan or ", ".join(overrides), hint="its ServerApp")
     if wrong := sorted({*(ranges or {})} - {"rounds", "cohort", "samples", "patience"}):
         raise PlanError("an app's own settings are its configuration's", found=", ".join(wrong))
+    check_kept(tell)
     convoy, arrays = app.plan(), app.first("")
     row, sources = flat(arrays).tobytes(), sources_of(recipe)
     assert convoy.local is not None
@@ -173,7 +173,9 @@ def _pack_app(
         recipe=recipe.name,
         plan=told_of(convoy),
         overrides=(),
-        requires=needed_by(sources),
+        requires={
+            name: version for name, version in needed_by(sources).items() if name != "flwr"
+        },  # it is stood in for
         leaves=leaves({f"array {n}": one.shape for n, one in enumerate(arrays)}, convoy.local, tell=tell),
         ranges=_capped(ranges or {}, convoy.local),
         spec={},
@@ -211,29 +213,6 @@ def _name_of(recipe: Path) -> str:
 def _spec(spec: DataSpec) -> dict[str, Any]:
     found = {name: value for name in OF_A_SAMPLE if (value := getattr(spec, name)) is not None}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-
-
-def _convoy(text: str, of_recipe: Any) -> Convoy:
-    found = parse(text) if text else of_recipe
-    found = found.convoy if isinstance(found, Plan) else found
-    if not isinstance(found, Convoy) or found.local is None:
-        raise PlanError(
-            "a pack's plan is of a federation", found=repr(text or of_recipe), hint="--plan '|fedavg,rounds=50'"
-        )
-    return found
-
-
-def _check_statistics(prepared: Prepared, parts: Parts, island: LiveIsland) -> None:
-    """Raises: JobError for a model that keeps some."""
-    import numpy as np
-
-    from konvoi.population.reading import reader
-    from konvoi.population.running_statistics import refuse_running_statistics
-
-    source, job = prepared.splits.train, prepared.job
-    if isinstance(source, Source):
-        read = reader(source, job.seed, job.collate, island.device, 0)
-        refuse_running_statistics(island, parts, read, np.arange(len(source)))
 
 
 def _weights(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from konvoi.errors import KonvoiError, StateError
-from konvoi.observe.wording import columns
+from konvoi.observe.wording import columns, figures
 from konvoi.security import pack as packs
 from konvoi.sites.hall import submit as submit_to
 from konvoi.state.journal import lines, write
@@ -67,16 +67,22 @@ def _decided(folder: Path) -> list[dict[str, Any]]:
 
 
 def as_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """For a person; below it how unlike sites are, of runs whose packs let them tell."""
     rows = [("run", "round", "sites", "loss", "held-out loss", "refused", "pack", "state")]
     for one in found:
         losses = [f"{one[name]:.4f}" if name in one else "" for name in ("loss", "valid_loss")]
-        if by_site := one.get("valid_by_site"):
-            losses[1] += f" ({min(by_site.values()):.4f} to {max(by_site.values()):.4f})"
         progress = f"{one['rounds']} of {one['of']}"
         rows.append(
             (one["run"], progress, str(one["sites"]), *losses, str(one["refused"]), one["pack"][:12], one["state"])
         )
-    return "\n".join(columns(rows)) if found else "no runs yet: konvoi federation submit PACK"
+    told = [line for one in found for line in _spread(one)]
+    return "\n".join([*columns(rows), *told]) if found else "no runs yet: konvoi federation submit PACK"
+
+
+def _spread(one: Mapping[str, Any]) -> Iterator[str]:
+    for name, values in one.get("spread", {}).items():
+        of = f"held-out {name.removeprefix('valid_')}"
+        yield f"{one['run']}: {of} {one[name]:.4f}; over {len(one['valid_by_site'])} sites: {figures(values)}"
 
 
 def _find(folder: Path, run: str) -> Path:
@@ -112,7 +118,8 @@ def pull(folder: Path, run: str, *, out: Path | None = None, best: bool = False)
     pack, _ = packs.read(source / "pack")
     if pack.kind == "survey":
         _make(into)
-        shutil.copy(source / "weights" / f"{base}.outer", into / "statistics.json")
+        found = json.loads((source / "weights" / f"{base}.outer").read_text())
+        (into / "statistics.json").write_text(json.dumps({**found, "survey": pack.hash}, indent=1))
         shutil.copy(source / "pack", into / f"{pack.name}.pack")
         return into
     row = np.frombuffer((source / "weights" / base).read_bytes(), "<f4")

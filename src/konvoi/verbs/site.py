@@ -14,6 +14,7 @@ from typing import Any
 from konvoi.errors import FleetError, StateError
 from konvoi.fleet.wire import dial
 from konvoi.job.adapt import APPROXIMATE, EXACT
+from konvoi.job.data.normalized import in_words
 from konvoi.observe.wording import columns
 from konvoi.security import outbox as outboxes
 from konvoi.security import pack as packs
@@ -132,6 +133,7 @@ def _review(house: House, pack: Pack, signer: str) -> Iterator[str]:
     yield f"approved  {'no' if at is None else time.strftime('%Y-%m-%d', time.localtime(at))}"
     yield from _of_agreement(house, pack)
     yield f"plan      {plan.rounds} rounds, {_of_a_round(pack)}"
+    yield from _how_samples_are_normalised(house, pack)
     yield from (f"adapters  their mean is {told}" for told in _how_adapters_are_averaged(pack))
     for name, (low, high) in pack.ranges.items():
         yield f"open      {name} may be {low:g} to {high:g} without asking again"
@@ -173,6 +175,18 @@ def _of_a_round(pack: Pack) -> str:
     local = pack.plan.get("local", {})
     told = ", ".join(f"{name} {value}" for name, value in local.items())
     return told or "one epoch each"
+
+
+def _how_samples_are_normalised(house: House, pack: Pack) -> Iterator[str]:
+    if not pack.statistics:
+        return
+    asked = pack.statistics["survey"]
+    was_agreed = any(one["pack"] == asked and one["what"] == "approved" for one in house.consents())
+    of = f"survey {asked[:12]}, " + ("which was approved here" if was_agreed else "which nobody here has agreed to")
+    for name, one in pack.statistics["columns"].items():
+        yield f"normal    {name}: {in_words(one)}"
+    told = of if asked else "whoever made the pack"
+    yield f"          as {pack.statistics['samples']:,} samples have told, by {told}"
 
 
 def _how_adapters_are_averaged(pack: Pack) -> Iterator[str]:

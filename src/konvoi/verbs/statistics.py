@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from konvoi.errors import DataError
 from konvoi.fleet.simulated import Simulated
-from konvoi.job.data.figures import Figures, closer, merge
+from konvoi.job.data.figures import Figures, describe
+from konvoi.job.data.normalized import unnormalized
 from konvoi.job.data.of import of
-from konvoi.job.data.statistics import sums, survey
 from konvoi.job.job import Job
 from konvoi.values import Source
 
@@ -28,7 +28,8 @@ def statistics(
 
     The figures are `columns[name]` with `count`, `missing`, `mean`, `std` and `histogram`; `labels` and `balance`,
     samples by class; and what is `skipped`, and why: of tokens only samples are counted. With `each` there are also
-    `members`, the same of every one. `normalize()` makes what `kv.data.map` takes. Equal to numpy's over all the data
+    `members`, the same of every one. `normalize()` makes what `kv.data.map` takes; `kv.data.normalize` does it in
+    a recipe, whose own normalisation is looked under here. Equal to numpy's over all the data
     together, to 12 digits (variances: Chan, Golub and LeVeque, The American Statistician 37(3), 1983).
 
     Raises: DataError for data that cannot be divided, or described.
@@ -42,14 +43,11 @@ def statistics(
     (10, array([ 9., 10.]), array([0.5, 0.5]))
     >>> normal = kv.data.map(data, found.normalize())
     """
-    splits = of(job.data).prepare()
+    splits = of(unnormalized(job.data)).prepare()
     source = splits.train
     if not isinstance(source, Source):
         raise DataError("a stream cannot be divided among clients", found=type(source).__name__)
     if bins < 1:
         raise DataError("a histogram has bins", found=bins, expected="at least 1")
     members = fleet.division.of(source)
-    asked = survey(splits, num_classes)
-    for number in (0, bins) if span is None else (bins,):
-        asked = closer(asked, merge(asked, [sums(source, asked, rows) for rows in members]), number, span)
-    return merge(asked, [sums(source, asked, rows) for rows in members], each=each)
+    return describe(splits, members, bins=bins, span=span, num_classes=num_classes, each=each)

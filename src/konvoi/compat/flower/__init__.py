@@ -1,12 +1,13 @@
-"""Apps written for Flower's `NumPyClient`, on Konvoi: only the lines that import change, and no `flwr` is needed.
+"""Apps written for Flower's `NumPyClient`, on Konvoi: two lines above the others, and no `flwr` is needed.
 
-`from flwr.client import ClientApp, NumPyClient` becomes `from konvoi.compat.flower import ClientApp, NumPyClient`, and
-so does every other import. What is not here says so when it is imported, with the nearest way. Behaviour is that of
+`from konvoi.compat import flower` and `flower.stand_in()`, or, in every line that imports, `konvoi.compat.flower` for
+`flwr` and what is in it. What is not here says so when it is imported, with the nearest way. Behaviour is that of
 Flower 1.41 (https://flower.ai/docs/framework), but where docs/coming-from-flower-and-nvflare.md says otherwise.
 """
 
 from konvoi.compat.flower.adaptive import FedAdagrad, FedAdam, FedAvgM, FedYogi
-from konvoi.compat.flower.client import ClientApp, NumPyClient, evaluate_once, fit_once
+from konvoi.compat.flower.client import Client, ClientApp, NumPyClient, evaluate_once, fit_once
+from konvoi.compat.flower.flwr import stand_in
 from konvoi.compat.flower.missing import error_of
 from konvoi.compat.flower.records import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from konvoi.compat.flower.server import ClientManager, History, ServerApp, ServerAppComponents, ServerConfig
@@ -28,6 +29,7 @@ from konvoi.compat.flower.values import (
 
 __all__ = [
     "ArrayRecord",
+    "Client",
     "ClientApp",
     "ClientManager",
     "ClientProxy",
@@ -59,6 +61,7 @@ __all__ = [
     "ndarrays_to_parameters",
     "parameters_to_ndarrays",
     "run_simulation",
+    "stand_in",
 ]
 
 

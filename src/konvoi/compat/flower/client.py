@@ -14,7 +14,15 @@ from konvoi.compat.flower.values import Metrics, NDArrays, copies
 from konvoi.errors import JobError
 
 
-class NumPyClient:
+class Client:
+    """What `to_client` returns, by name, for annotations: a client of messages that somebody has written is refused."""
+
+    def __init_subclass__(cls) -> None:
+        if Client in cls.__bases__ and cls.__module__ != __name__:
+            raise error_of("Client")
+
+
+class NumPyClient(Client):
     """A client whose model is a list of arrays. What it can do, it overrides.
 
     >>> class Mine(NumPyClient):
@@ -48,9 +56,7 @@ class ClientApp:
     {}
     """
 
-    def __init__(
-        self, client_fn: Callable[[Context], NumPyClient] | None = None, mods: Sequence[Any] | None = None
-    ) -> None:
+    def __init__(self, client_fn: Callable[[Context], Client] | None = None, mods: Sequence[Any] | None = None) -> None:
         if mods:
             raise error_of("mods")
         if client_fn is None:  # what follows would be @app.train(), of messages

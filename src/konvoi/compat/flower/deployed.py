@@ -111,8 +111,9 @@ class AtSite:
         client, result = self.app.client.client(here), Result()
         if order.evaluate:
             asked = self.app.strategy.on_evaluate_config_fn
-            loss, number, _ = evaluate_once(client, begin, asked(order.round) if asked else {})
-            result = replace(result, valid_loss=loss, valid_samples=number)
+            loss, number, metrics = evaluate_once(client, begin, asked(order.round) if asked else {})
+            told = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+            result = replace(result, valid_loss=loss, valid_samples=number, metrics=told)
         arrays, number, metrics = fit_once(client, begin, self.app.config(order.round))
         move = flat(begin) - flat(arrays)
         kept = np.frombuffer(pickle.dumps(here.state), np.uint8)
@@ -120,8 +121,8 @@ class AtSite:
             buffer = io.BytesIO()
             np.savez(buffer, **of)
             Path(path).write_bytes(buffer.getvalue())
-        told = metrics.get("train_loss", metrics.get("loss", 0.0))
-        return replace(result, samples=number, loss=float(told) if isinstance(told, (int, float)) else 0.0)
+        trained = metrics.get("train_loss", metrics.get("loss", 0.0))
+        return replace(result, samples=number, loss=float(trained) if isinstance(trained, (int, float)) else 0.0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from konvoi.job.data.hub import hub
 from konvoi.job.data.images import images
 from konvoi.job.data.mapping import map
+from konvoi.job.data.normalized import normalize
 from konvoi.job.data.of import of
 from konvoi.job.data.partition import by_key, dirichlet, iid, quantity_skew, shards
 from konvoi.job.data.slot import slot
@@ -16,6 +17,7 @@ __all__ = [
     "iid",
     "images",
     "map",
+    "normalize",
     "of",
     "quantity_skew",
     "shards",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from konvoi.errors import DataError
-from konvoi.job.data.statistics import LABELS, Column, Sums, Survey, frame, with_edges
+from konvoi.job.data.positions import Ints
+from konvoi.job.data.statistics import LABELS, Column, Sums, Survey, frame, sums, survey, with_edges
+from konvoi.values import Splits
 
 SMALLEST = 1e-12  # of a mean's size: a standard deviation below is that of a constant, rounded
 REACH = 4.0  # standard deviations that a histogram goes to either side, where nobody has said
@@ -41,11 +43,28 @@ class Normalize:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @classmethod
+    def of(cls, column: str, mean: NDArray[Any], std: NDArray[Any]) -> Normalize:
+        """Raises: DataError where there are no numbers."""
+        mean, std = (np.asarray(one, np.float64).reshape(-1) for one in (mean, std))
+        if len(mean) != len(std) or not (std >= 0).all() or not np.isfinite([mean, std]).all():
+            found = f"{column}, {int((~np.isfinite(mean)).sum())} of them"
+            raise DataError("some feature has no number at all", found=found)
+        return cls(column, tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
+
     def __call__(self, sample: Mapping[str, Any], rng: Any = None) -> dict[str, Any]:
-        values = np.asarray(sample[self.column])
-        shape = (-1,) + (1,) * (values.ndim - 1) if values.ndim else ()
+        return {**sample, self.column: self._of(np.asarray(sample[self.column]), 0)}
+
+    def of_stack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The same of samples that are stacked along dim 0."""
+        return {**batch, self.column: self._of(np.asarray(batch[self.column]), 1)}
+
+    def _of(self, values: NDArray[Any], dim: int) -> NDArray[np.float32]:
+        """`dim`: that of the features."""
+        shape = (-1,) + (1,) * (values.ndim - dim - 1) if values.ndim > dim else ()
         mean, std = (np.reshape(one, shape) for one in (self.mean, self.std))
-        return {**sample, self.column: ((values - mean) / std).astype(np.float32)}
+        found: NDArray[np.float32] = ((values - mean) / std).astype(np.float32)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +87,7 @@ class Figures:
         """For `kv.data.map(data, figures.normalize())`. Raises: DataError where there are no numbers."""
         if column not in self.columns:
             raise DataError("nothing is known of this column", found=column, expected=", ".join(self.columns))
-        one = self.columns[column]
-        if not one.count.all():
-            found = f"{column}, {int((one.count == 0).sum())} of them"
-            raise DataError("some feature has no number at all", found=found)
-        std = np.where(one.std > 0, one.std, 1.0)
-        return Normalize(column, tuple(one.mean.tolist()), tuple(std.tolist()))
+        return Normalize.of(column, self.columns[column].mean, self.columns[column].std)
 
     def as_rows(self) -> list[Sequence[str]]:
         """A row for each feature and each class, for a person."""
@@ -111,6 +125,30 @@ def merge(asked: Survey, members: Sequence[Sums], *, each: bool = False) -> Figu
     total = {name: np.sum([one[name] for one in members], axis=0) for name in names}
     own = tuple(_figures(asked, one, ()) for one in members) if each else ()
     return _figures(asked, total, own)
+
+
+def describe(
+    splits: Splits,
+    members: Sequence[Ints | None] = (None,),
+    *,
+    bins: int = 0,
+    span: tuple[float, float] | None = None,
+    num_classes: int | None = None,
+    each: bool = False,
+    columns: Sequence[str] | None = None,
+) -> Figures:
+    """Of the training data of members who have these rows of it (None: all), asked one question after the other: for
+    sums, for squares around the mean, and, where `bins` is not 0, for histograms. `columns`: of these, and no labels.
+
+    Raises: DataError.
+    """
+    asked = survey(splits, num_classes)
+    if columns is not None:
+        asked = replace(asked, columns=tuple(one for one in asked.columns if one.name in columns), num_classes=0)
+    nearer = [(0, None)] if span is None or not bins else []
+    for number, over in (*nearer, *([(bins, span)] if bins else [])):
+        asked = closer(asked, merge(asked, [sums(splits.train, asked, rows) for rows in members]), number, over)
+    return merge(asked, [sums(splits.train, asked, rows) for rows in members], each=each)
 
 
 def closer(asked: Survey, found: Figures, bins: int = 0, span: tuple[float, float] | None = None) -> Survey:

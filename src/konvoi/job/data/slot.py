@@ -10,6 +10,7 @@ from typing import Any
 
 from konvoi.errors import DataError
 from konvoi.job.data.mapping import Map
+from konvoi.job.data.normalized import Normalized
 from konvoi.job.data.of import of
 from konvoi.values import DataSpec, Splits
 
@@ -59,10 +60,12 @@ def slot(read: Callable[[str], Any], *, example: str | Path | None = None, spec:
 
 
 def fill(data: Any, path: str | Path | None, spec: DataSpec | None = None) -> Any:
-    """The data of a job with its slot filled, also where `data.map` is around it. Raises: DataError without one."""
+    """The data of a job with its slot filled, also where `data.map` or `data.normalize` is around it.
+
+    Raises: DataError without one."""
     if isinstance(data, Slot):
         return data.at(path, spec)
-    if isinstance(data, Map):
+    if isinstance(data, (Map, Normalized)):
         return dataclasses.replace(data, data=fill(data.data, path, spec))
     raise DataError(
         "this recipe has no slot for a site's own data",

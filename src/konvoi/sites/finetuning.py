@@ -1,0 +1,52 @@
+"""Behind the last round a site trains on by itself, where the plan says so: nothing of that leaves the house."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from konvoi.sites import fetching
+from konvoi.sites.orders import Order
+from konvoi.sites.protocol import ERRORS, Facts, convoy_of
+
+if TYPE_CHECKING:
+    from konvoi.sites.part import Part
+
+WEIGHTS, FIGURES = "finetuned.safetensors", "finetuned.json"  # in the run's folder here
+
+
+def finetune(part: Part, facts: Facts) -> None:
+    """Once. Only the weights are asked of the server, and no word of what came of it is said there, a failure included.
+
+    Raises: as `fetching.weights`, for then it is to be tried again.
+    """
+    local, into = convoy_of(part.pack.plan, part.run_.settings).local, part.folder / FIGURES
+    if local is None or not local.finetune or into.exists() or part.has_to_end():
+        return
+    weights = fetching.weights(part.gate, facts.base, part.folder / "weights", part.run_.id, part.pack)
+    attempt = part.kept.attempt()
+    order = Order(
+        round=facts.round,
+        weights=str(weights.resolve()),
+        own=str(part.kept.own.resolve()) if part.kept.own.exists() else "",
+        out=str((attempt / WEIGHTS).resolve()),
+        keep=str((attempt / FIGURES).resolve()),
+        settings={**part.run_.settings},
+        evaluate=True,
+        finetune=True,
+    )
+    part.say(f"trains on for this house alone: {local.finetune:g} epochs")
+    result = part.process.train(order, most_s=60 * part.house.limits.max_minutes_per_round, is_over=part.has_to_end)
+    if result is None:
+        return
+    if result.code:
+        part.say(
+            f"not fine-tuned: {ERRORS.get(result.code, 'training failed')}; why stands in {part.folder / 'log.txt'}"
+        )
+        return
+    (attempt / WEIGHTS).replace(part.folder / WEIGHTS)
+    (attempt / FIGURES).replace(into)  # last: where it is, all is
+    found = json.loads(into.read_text())
+    losses = [one["valid_loss"] for one in (found["before"], found["after"]) if "valid_loss" in one]
+    told = "; held-out loss {:.4f} before, {:.4f} after".format(*losses) if len(losses) == 2 else ""
+    part.say(f"fine-tuned for this house alone: {part.folder / WEIGHTS}{told}")
