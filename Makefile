@@ -59,7 +59,7 @@ docs: $(VENV)/.dev  ## write the generated pages again: docs/api.md, docs/suppor
 bench: $(VENV)/.dev  ## every benchmark but wan*.py and xray.py, which take hours, or root (ARGS=--quick: a minute each)
 	set -e; for benchmark in benchmarks/[!_wx]*.py; do $(BIN)/python $$benchmark --json $(ARGS); done
 
-bench-setup: $(VENV)/.bench  ## install the peers that the benchmarks compare with
+bench-setup: $(VENV)/.bench $(VENV)/.peers  ## install the peers that the benchmarks compare with
 
 # The wheel by its path: an index may have something else of that name.
 wheelhouse: $(BIN)/python  ## every wheel that a site needs, in wheels/ (EXTRAS=net,images,lora: what recipes use there)
@@ -100,4 +100,12 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.bench: $(VENV)/.dev
 	$(INSTALL) -e '.[bench]'
+	@touch $@
+
+# An environment beside the other: Flower wants other versions of what konvoi wants, too. Compiled, as each of its actors
+# imports it, and the figures are of its rounds.
+$(VENV)/.peers: benchmarks/peers/requirements.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/peers
+	$(VENV)/peers/bin/python -m pip install --disable-pip-version-check \
+	  $$(grep -E '^(torch|numpy)==' constraints.txt) -r benchmarks/peers/requirements.txt
 	@touch $@

@@ -4,8 +4,9 @@ which batch of which round."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,14 @@ class Work:
         return sum(len(one) for one in self.batches[0][client])
 
     def model(self) -> nn.Module:
-        module = MODELS[self.setting]()
-        module.load_state_dict(self.weights)
-        return module
+        return build(self.setting, self.weights)
+
+
+def build(setting: str, weights: Mapping[str, Tensor]) -> nn.Module:
+    """By itself, as a job that holds it is sent to its workers: with `Work` all batches would go, too."""
+    module = MODELS[setting]()
+    module.load_state_dict(weights)
+    return module
 
 
 def write(
@@ -101,6 +107,14 @@ def read(folder: Path) -> Work:
     weights = torch.load(folder / "weights.pt")
     images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
     return Work(told["setting"], images, labels, batches, weights)
+
+
+@cache
+def preloaded(folder: Path, threads: int) -> tuple[Work, nn.Module]:
+    """In a process that trains clients as they come: the work, and a model of its own."""
+    torch.set_num_threads(threads)
+    work = read(folder)
+    return work, work.model()
 
 
 def train_one(model: nn.Module, work: Work, round: int, client: int) -> None:

@@ -16,7 +16,7 @@ HEAD = """\
 Each comes from one run of `python benchmarks/NAME.py --json`, in which konvoi and its peers alternate on the same work
 and the same cores. A ratio is konvoi's figure over the peer's, so that below 1 konvoi is quicker; it is the median of
 the pairs, and its least and greatest show the noise. What each peer is, and how it is tuned, stands at the head of the
-program.
+program. Of `federated` the ratios are the peer's time over konvoi's: above 1, konvoi is quicker.
 """
 
 # Figure, what it is, and what it should be at most (or at least, where it says so).
@@ -87,6 +87,15 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
         ("utilization_bad_cubic", "the same with cubic", "≥ 0.85"),
         ("speedup_of_possible", "speed-up over torch DDP, of what is possible", "≥ 0.95"),
         ("torchft_utilization", "torchft's DiLoCo, as often", ""),
+    ],
+    "federated": [
+        ("ratio_vs_flower", "100 clients, 4 steps of 8, a small CNN: Flower's time for a round over konvoi's", "≥ 20"),
+        ("ratio_vs_pfl", "the same of pfl-research", "≥ 3"),
+        ("ratio_vs_loop", "the same of a plain loop", "≥ 2"),
+        ("ratio_vs_flower_real", "24 unlike clients, 1.7M parameters: Flower's time over konvoi's", "≥ 2"),
+        ("ratio_vs_loop_real", "the same of a plain loop", "≥ 1.0"),
+        ("setup_s_10000_clients", "seconds before the first round, 10,000 clients", ""),
+        ("memory_mib_10000_clients", "MiB of the largest process, 10,000 clients", ""),
     ],
     "gpu": [
         ("mfu", "share of a GPU's peak, 1B parameters", "≥ 0.50"),

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ def main(folder: Path, samples: list[list[int]], local: dict[str, int]) -> None:
     begun = time.time()
     work = _clients.read(folder)
     job = kv.Job(
-        model=work.model,
+        model=partial(_clients.build, work.setting, work.weights),
         data=kv.data.tensors(inputs=work.images.numpy(), labels=work.labels.numpy(), holdout=0),
         objective=kv.objectives.classification(),
         optimizer=kv.optimizers.sgd(lr=_clients.LR),
@@ -30,7 +31,7 @@ def main(folder: Path, samples: list[list[int]], local: dict[str, int]) -> None:
     )
     clients = Partition(len(samples), lambda *_: [torch.tensor(one).numpy() for one in samples])
     plan = kv.fedavg(rounds=len(work.batches), **local)
-    run = kv.train(job, plan, kv.fleet.simulated(clients), folder=folder, checkpoint_every=0, sinks=[])
+    run = kv.train(job, plan, kv.fleet.simulated(clients, num_workers=2), folder=folder, checkpoint_every=0, sinks=[])
     ready = next(event for event in read_events(run.folder / "events.jsonl") if isinstance(event, Ready))
     learnt = {name: p.detach() for name, p in run.model().named_parameters()}
     setup_s = ready.time - begun

@@ -1,9 +1,9 @@
 """The same clients in Flower's simulation, with data preloaded in its actors and evaluation off."""
 
 import logging
+import os
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,22 +15,17 @@ from flwr.simulation import run_simulation
 
 HERE = Path(__file__).parents[1]
 sys.path.insert(0, str(HERE))
+os.environ["PYTHONPATH"] = str(HERE)  # of the actors
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- 15 by itself: what other programs leave over
 import _clients  # noqa: E402
 
 FOLDER, CPUS = Path(sys.argv[1]), float(sys.argv[2])
-
-
-@cache
-def _here(folder: str, threads: int):
-    """In an actor: the work, and a model of its own."""
-    torch.set_num_threads(threads)
-    work = _clients.read(Path(folder))
-    return work, work.model()
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 2
 
 
 class Client(NumPyClient):
     def __init__(self, folder: str, threads: int, client: int) -> None:
-        (self.work, self.model), self.client = _here(folder, threads), client
+        (self.work, self.model), self.client = _clients.preloaded(Path(folder), threads), client
 
     def fit(self, parameters, config):
         with torch.no_grad():
@@ -88,7 +83,7 @@ def main() -> None:
         server_app=ServerApp(server_fn=server_fn),
         client_app=ClientApp(client_fn=client_fn),
         num_supernodes=count,
-        backend_config={"client_resources": resources},
+        backend_config={"init_args": {"num_cpus": CORES}, "client_resources": resources},
     )
     learnt = dict(zip(work.weights, map(torch.tensor, parameters_to_ndarrays(strategy.learnt)), strict=True))
     _clients.finish(FOLDER, learnt, strategy.seconds, strategy.first - begun)

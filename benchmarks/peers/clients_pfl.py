@@ -1,8 +1,9 @@
-"""The same clients in pfl-research's simulation, evaluation off, one process for each core."""
+"""The same clients in pfl-research's simulation, evaluation off, in so many processes of so many threads. Several are
+started by torchrun, as its pages say."""
 
+import os
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -10,11 +11,12 @@ import torch.nn.functional as F
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
-from pfl.callback import TrainingProcessCallback
+from pfl.callback.base import TrainingProcessCallback
 from pfl.data.dataset import Dataset
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.hyperparam.base import NNEvalHyperParams, NNTrainHyperParams
 from pfl.internal.ops import pytorch_ops
+from pfl.internal.ops.selector import get_framework_module as get_ops
 from pfl.internal.ops.selector import set_framework_module
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
@@ -33,35 +35,32 @@ class Clock(TrainingProcessCallback):
         self.ends.append(time.perf_counter())
         return Metrics()
 
-    def after_central_iteration(self, aggregate_metrics, model, *, central_context):
+    def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
         self.ends.append(time.perf_counter())
         return False, Metrics()
 
 
-def main(folder: Path, threads: int) -> None:
-    begun = time.time()
+def main(folder: Path, threads: int, begun: float) -> None:
     torch.set_num_threads(threads)
     set_framework_module(pytorch_ops)
     work = _clients.read(folder)
     module = work.model()
     module.loss = lambda x, y, eval=False: F.cross_entropy(module(x), y)
     module.metrics = lambda x, y: {}
-    asked = Counter()
     order = iter(range(10**9))
 
-    def user(client: int) -> Dataset:
+    def user(number: int) -> Dataset:
         """A user's data lie in the order in which this round reads them."""
-        number, asked[client] = asked[client], asked[client] + 1
-        rows = torch.cat(work.batches[number][client])
+        round, client = divmod(number, work.num_clients)
+        rows = torch.cat(work.batches[round][client])
         return Dataset((work.images[rows], work.labels[rows]), user_id=str(client))
 
-    sampler = lambda: next(order) % work.num_clients  # noqa: E731
     model = PyTorchModel(
         module,
         local_optimizer_create=torch.optim.SGD,
         central_optimizer=torch.optim.SGD(module.parameters(), lr=1.0),
     )
-    data = FederatedDataset(user, sampler)
+    data = FederatedDataset(user, lambda: next(order))
     clock = Clock()
     size = len(work.batches[0][0][0])
     FederatedAveraging().run(
@@ -77,8 +76,17 @@ def main(folder: Path, threads: int) -> None:
     )
     seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
     learnt = {name: p.detach().clone() for name, p in module.named_parameters()}
-    _clients.finish(folder, learnt, seconds, time.time() - begun - sum(seconds))
+    if get_ops().distributed.global_rank == 0:
+        _clients.finish(folder, learnt, seconds, time.time() - begun - sum(seconds))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    folder, processes, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    begun = os.environ.setdefault("BEGUN", str(time.time()))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if processes > 1 and "RANK" not in os.environ:
+        from torch.distributed.run import main as torchrun
+
+        torchrun(["--standalone", f"--nproc-per-node={processes}", *sys.argv])
+    else:
+        main(Path(folder), threads, float(begun))

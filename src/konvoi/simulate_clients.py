@@ -18,7 +18,7 @@ from konvoi.island import LiveIsland, enter
 from konvoi.learner import Learner, check_same_model
 from konvoi.observe.events import CheckpointSaved, ClientsEvaluated, Evaluated, Ready, RoundDone, StepDone, Warned
 from konvoi.plan.island import Island
-from konvoi.population.choosing import SIZES, Costs, Trainer, measure
+from konvoi.population.choosing import Costs, Trainer, measure, stack_sizes
 from konvoi.population.judging import Sums, judge, mean, spread
 from konvoi.population.keeping import keep_finetuned
 from konvoi.population.one_by_one import OneByOne
@@ -105,7 +105,9 @@ class Session:
         if fleet.way == "one by one":
             return Trainer(one_by_one, None, Costs(1.0)), "clients are trained one by one, as asked for"
         batch = self.most[: self.job.global_batch]
-        sizes = (fleet.at_once,) if fleet.at_once else SIZES
+        plan, num_clients = population.plan, len(population.indices)
+        cohort = min(plan.at_once or plan.cohort or num_clients, num_clients)
+        sizes = (fleet.at_once,) if fleet.at_once else stack_sizes(cohort, self.place.num_workers)
         room = fleet.memory - (read.size if isinstance(read, Held) else 0)
         local = population.plan.local
         assert local is not None

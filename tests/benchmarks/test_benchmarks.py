@@ -5,6 +5,7 @@ import functools
 import pytest
 
 import checkpoint
+import federated
 import first_step
 import gpu
 import step_time
@@ -163,3 +164,82 @@ def test_the_checkpointed_model_has_about_twenty_million_parameters():
     with torch.device("meta"):
         model = dataclasses.replace(_work.recipe(_work.WORKS["gpt_20m"]), vocab_size=257)()
     assert 19e6 < sum(p.numel() for p in model.parameters()) < 21e6
+
+
+ROUND_S = {
+    "small": {
+        "konvoi": 0.1,
+        "loop_1x2": 0.4,
+        "loop_2x1": 0.3,
+        "flower_1": 6.0,
+        "flower_2": 4.0,
+        "flower_4": 5.0,
+        "pfl_1x2": 0.7,
+        "pfl_2x1": 0.8,
+    },
+    "real": {"konvoi": 2.0, "loop_1x2": 3.0, "loop_2x1": 4.0, "flower_1": 8.0, "flower_2": 9.0, "flower_4": 10.0},
+    "many": {"konvoi": 30.0},
+}
+
+
+def clients_made_up(name, setting, rounds):
+    """The first two rounds take ten times as long."""
+    steady = ROUND_S[setting][name]
+    return federated.Told((10 * steady,) * 2 + (steady,) * (rounds - 2), setup_s=5.0, peak_mib=300.0, way="together")
+
+
+def test_federated_takes_the_best_of_each_peers_sizes():
+    figures = flat(federated.measure(Options(), clients_made_up).figures)
+    assert set(federated.KEYS) <= figures.keys()
+    for key, ratio in {"flower": 40, "pfl": 7, "loop": 3, "flower_real": 4, "loop_real": 1.5}.items():
+        assert [figures[f"ratio_vs_{key}{end}"] for end in ("", "_min", "_max")] == pytest.approx([ratio] * 3)
+    assert figures["konvoi_round_ms"] == pytest.approx(100)
+    assert figures["memory_mib_10000_clients"] == 300
+    assert figures["konvoi_way_real"] == "together"
+
+
+def test_federated_in_a_hurry_runs_each_peer_in_one_size():
+    ran = []
+
+    def run(name, setting, rounds):
+        ran.append((name, setting))
+        return clients_made_up(name, setting, rounds)
+
+    figures = flat(federated.measure(Options(quick=True), run).figures)
+    assert set(federated.KEYS) <= figures.keys()
+    assert len(ran) == 4 + 3 + 1
+    assert None not in figures.values()
+
+
+def test_federated_says_what_makes_the_peers_and_null_without_them(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(federated, "PEERS_PYTHON", tmp_path / "python")
+    monkeypatch.setattr(federated, "run_program", clients_made_up)
+    figures = flat(federated.measure(Options(quick=True)).figures)
+    assert set(federated.KEYS) <= figures.keys()
+    assert figures["ratio_vs_flower"] is figures["ratio_vs_pfl"] is figures["ratio_vs_flower_real"] is None
+    assert figures["ratio_vs_loop"] == pytest.approx(3)
+    assert "make bench-setup" in capsys.readouterr().err
+
+
+def test_federated_refuses_who_has_learnt_something_else(monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.setattr(federated, "LEARNT", {})
+    for factor in (1.0, 1.0005):
+        torch.save({"weight": torch.tensor([1.0, 2.0]) * factor}, tmp_path / "learnt.pt")
+        federated.check_same("konvoi", "small", 10, tmp_path)
+    torch.save({"weight": torch.tensor([1.0, 2.01])}, tmp_path / "learnt.pt")
+    with pytest.raises(RuntimeError, match="pfl has learnt something else: weight"):
+        federated.check_same("pfl", "small", 10, tmp_path)
+
+
+def test_the_real_clients_are_uneven_with_five_steps_on_average(tmp_path):
+    import _clients
+
+    federated.prepare(tmp_path, "real", 1)
+    work = _clients.read(tmp_path)
+    steps = [len(one) for one in work.batches[0]]
+    assert min(steps) < 3 < 8 < max(steps)
+    assert 4 < sum(steps) / len(steps) < 6.5
+    assert max(len(step) for one in work.batches[0] for step in one) == 32
+    assert sum(p.numel() for p in work.model().parameters()) > 1e6

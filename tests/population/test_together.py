@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.func import vmap
 
 import konvoi as kv
 from konvoi.errors import PlanError
@@ -20,52 +17,20 @@ from konvoi.plan.island import Island
 from konvoi.population.choosing import Costs, measure
 from konvoi.population.one_by_one import OneByOne
 from konvoi.population.reading import reader
-from konvoi.population.rules import Rules
 from konvoi.population.together import Together
 from konvoi.population.work import Work
 from tests import small
 
 ROOM = 1 << 30
-SIZES = (1, 3, (5, 3))
-STEPS = (1, 2, (2, 1))
-EDGES = (0, 1, (2, 1))
 
 
-@pytest.mark.parametrize("height", [9, 12])
-def test_rules_are_torch(height):
-    """Convolutions and poolings of four models, with all gradients."""
-    torch.manual_seed(0)
-    for size, stride, padding in itertools.product(SIZES, STEPS, EDGES):
-        rows, columns = (size, size) if isinstance(size, int) else size
-        x = torch.randn(4, 3, 2, height, 11, dtype=torch.float64, requires_grad=True)
-        weight = torch.randn(4, 5, 2, rows, columns, dtype=torch.float64, requires_grad=True)
-        bias = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-
-        def model(x, weight, bias, stride=stride, padding=padding):
-            y = torch.relu(F.conv2d(x, weight, bias, stride=stride, padding=padding))
-            return F.max_pool2d(y, 2) if min(y.shape[2:]) > 1 else y
-
-        with Rules():
-            found = vmap(model)(x, weight, bias)
-        expected = torch.stack([model(*one) for one in zip(x, weight, bias, strict=True)])
-        ahead = torch.randn_like(expected)
-        mine = torch.autograd.grad((found * ahead).sum(), (x, weight, bias))
-        theirs = torch.autograd.grad((expected * ahead).sum(), (x, weight, bias))
-        torch.testing.assert_close([found, *mine], [expected, *theirs], rtol=1e-12, atol=1e-12)
-
-
-def test_rules_leave_alone_what_they_do_not_know():
-    x, weight = torch.randn(3, 2, 4, 6, 6), torch.randn(3, 4, 2, 3, 3)
-
-    def model(x, weight):
-        y = F.conv2d(x, weight, groups=2, dilation=(1, 1))
-        return F.max_pool2d(F.conv2d(y, y.new_ones(1, 4, 3, 3), padding="same"), 3, stride=1)
-
-    with Rules():
-        found = vmap(model)(x, weight)
-    torch.testing.assert_close(found, torch.stack([model(*one) for one in zip(x, weight, strict=True)]))
-    with Rules():  # and outside of vmap
-        torch.testing.assert_close(F.conv2d(x[0], weight[0], groups=2), F.conv2d(x[0], weight[0], None, 1, 0, 1, 2))
+def test_bias_and_relu_are_computed_behind_the_pooling_alone():
+    recipe, source = MODELS["pooling"]
+    _, together, parameters = both(small.job(model=recipe, steps=None), source, (4,))
+    together.train(works(parameters, [[8]] * 4)[0])
+    (graph,) = together.gradients._traced.values()
+    rectified = [node for node in graph.graph.nodes if node.target is torch.ops.aten.relu.default]
+    assert [node.meta["tensor_meta"].shape for node in rectified] == [(4, 8, 3, 3, 3)]
 
 
 class Unlabelled(small.Samples):
@@ -198,25 +163,6 @@ def test_what_cannot_be_batched_is_trained_one_by_one_and_says_why(fields, why):
     assert [(start, stop) for start, stop, _ in trainer.costs.divide([1, 1])] == [(0, 1), (1, 2)]
     assert told.startswith("clients are trained one by one: ")
     assert why in told
-
-
-def test_pieces_cost_least():
-    """Of all ways to cut a sorted cohort into pieces of the sizes that there are."""
-    costs = Costs(alone=1.0, stacks={4: 2.2, 2: 1.7})
-
-    def cheapest(steps):
-        if not steps:
-            return 0.0
-        sizes = [size for size in (1, 2, 4) if size <= len(steps)]
-        return min(costs.of(steps[:size], size) + cheapest(steps[size:]) for size in sizes)
-
-    draw = np.random.default_rng(0)
-    for _ in range(40):
-        steps = sorted(draw.integers(1, 12, draw.integers(1, 9)).tolist(), reverse=True)
-        pieces = costs.divide(steps)
-        assert [start for start, _, _ in pieces] == [0, *(stop for _, stop, _ in pieces[:-1])]
-        assert pieces[-1][1] == len(steps)
-        assert sum(cost for _, _, cost in pieces) == pytest.approx(cheapest(steps))
 
 
 def test_a_way_that_must_be_and_cannot_is_refused(agent, tmp_path):

@@ -19,10 +19,22 @@ from konvoi.population.together import Together
 from konvoi.population.work import Way, Work
 from konvoi.units import format_bytes
 
-SIZES = (32, 8)  # clients at once; few, as each is a computation to be traced
+MOST, FEW = 32, 8  # clients at once: few sizes, as each is a computation to be traced
 TRIES = 3
 
 Sizes = tuple[int, ...]  # samples of each of a client's steps
+
+
+def stack_sizes(cohort: int, num_workers: int) -> tuple[int, ...]:
+    """How many clients of a cohort are trained at once, so that each worker's share is some whole stacks of one size;
+    and fewer, for what is left where somebody is lost or done.
+
+    >>> stack_sizes(100, num_workers=2), stack_sizes(10_000, num_workers=2), stack_sizes(10, num_workers=2)
+    ((25, 8), (32, 8), (5,))
+    """
+    share = math.ceil(cohort / num_workers)
+    size = math.ceil(share / math.ceil(share / MOST))
+    return (size, FEW) if size > FEW else (size,)
 
 
 @dataclass(frozen=True)
@@ -86,20 +98,21 @@ class Trainer:
     def pieces(
         self, clients: Sequence[int], sizes: Mapping[int, Sizes] | Sequence[Sizes], num_workers: int
     ) -> Iterator[tuple[int, list[int]]]:
-        """Clients that are trained at once, and by which worker; so that all workers end together."""
-        alike: dict[Any, list[int]] = {}
+        """Clients that are trained at once, and by which worker. Dealt out first, the longest to whoever has least to
+        do, so that all workers end together; then each worker's are divided as costs least."""
+        shares: list[list[int]] = [[] for _ in range(num_workers)]
+        busy = [0] * num_workers
         for client in sorted(clients, key=lambda client: -len(sizes[client])):
-            alike.setdefault(None if self.can_fill_up else sizes[client], []).append(client)
-        pieces = [
-            (cost, same[start:stop])
-            for same in alike.values()
-            for start, stop, cost in self.costs.divide([len(sizes[client]) for client in same])
-        ]
-        busy = [0.0] * num_workers
-        for cost, piece in sorted(pieces, key=lambda one: -one[0]):
             worker = busy.index(min(busy))
-            busy[worker] += cost
-            yield worker, piece
+            busy[worker] += len(sizes[client])
+            shares[worker].append(client)
+        for worker, share in enumerate(shares):
+            alike: dict[Any, list[int]] = {}
+            for client in share:
+                alike.setdefault(None if self.can_fill_up else sizes[client], []).append(client)
+            for same in alike.values():
+                for start, stop, _ in self.costs.divide([len(sizes[client]) for client in same]):
+                    yield worker, same[start:stop]
 
     def why(self) -> str:
         """For a person."""

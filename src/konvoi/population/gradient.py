@@ -89,7 +89,7 @@ class _Call(nn.Module):
 
 
 def lean(graph: GraphModule) -> GraphModule:
-    """The same without the steps that change nothing, of which vmap and autograd write down many."""
+    """The same without steps that change nothing, or that nobody uses, of which vmap and autograd write down many."""
     aten = torch.ops.aten
     aliases = {aten.detach.default, aten.alias.default, aten.expand.default, aten.view.default, aten.permute.default}
     for node in graph.graph.nodes:
@@ -102,5 +102,6 @@ def lean(graph: GraphModule) -> GraphModule:
         if is_same and (node.target in aliases or node.args[1] == 1):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
