@@ -1,1 +1,1 @@
-collect_ignore = ["flower_app.py"]  # a program for Flower, which may not be installed
+collect_ignore = ["flower_app.py", "quickstart.py"]  # programs for Flower, which may not be installed

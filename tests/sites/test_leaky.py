@@ -19,6 +19,7 @@ from konvoi.sites.protocol import DATA, NOT_FINITE, PROTOCOL, TRAINING, Facts, S
 from konvoi.sites.site import Here
 from konvoi.sites.trainer import Surveyor, Trainer, answer
 from konvoi.verbs import packing
+from tests.sites.conftest import hold_roster
 
 RECIPE = """
 import base64, zlib
@@ -145,7 +146,7 @@ def at_a_site(tmp_path, monkeypatch, leak, *, is_survey=False):
     house, told = House(tmp_path / "house"), []
     pack, signer = house.take_in(path)
     house.approve(pack, signer)
-    (house.folder / "roster.json").write_text(json.dumps({"entries": 2, "members": {"a": "", "b": ""}}))
+    hold_roster(house, "a", "b")
     run = Started("id", "study-1", pack.hash, {}, 1, 1)
     server = Server(run, packs.initial(path, pack))
     here = Here("a", "test", "id", b"", tmp_path / "site" / "data.npz")
