@@ -77,6 +77,21 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
         ("loss_gap", "held-out loss against a quiet run of as many tokens", "≤ 0.02"),
         ("recovery_s", "seconds from a kill to the next step, without the state's transfer", "≤ 5"),
     ],
+    "wan_learning": [
+        *(
+            (
+                f"loss_gap_{rate}",
+                f"held-out loss over synchronous training's, less one, at 1/{rate} of its bytes: mean and one s.e.",
+                f"≤ {aim}",
+            )
+            for rate, aim in ((25, 0.01), (100, 0.03), (400, 0.05), (1000, 0.08))
+        ),
+        *(
+            (f"loss_gap_{rate}_{end}", f"the same at 1/{rate}, one seed{text}", "")
+            for rate in (25, 100, 400, 1000)
+            for end, text in (("first_seed", ""), ("twice_the_tokens", ", twice the tokens"))
+        ),
+    ],
     "wan_speed": [
         (
             "utilization",
