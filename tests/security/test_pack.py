@@ -142,6 +142,7 @@ def test_what_samples_are_normalised_by_is_part_of_what_is_consented_to(tmp_path
             for mean in ([], [float("nan")], ["1"], [[1]])
         ),
         {**NORMAL, "columns": {"inputs": {"mean": [0.5], "std": [-2.0]}}},
+        {**NORMAL, "columns": {"inputs": {"mean": [10**400], "std": [2.0]}}},  # larger than any float
     ],
 )
 def test_what_is_no_mean_and_deviation_makes_no_pack(tmp_path, key, wrong, monkeypatch):

@@ -78,6 +78,36 @@ def test_that_it_fails_is_told_in_the_house_alone(federation, data, tapped, monk
     assert not any(body.startswith(b"error") for name in "ab" for body in frames_of(tapped, name))
 
 
+class LeavesNothing(FailsAtLast):
+    """Says that it has, and has not."""
+
+    def train(self, order, **given):
+        return Result() if order.finetune else self.does.train(order, **given)
+
+
+def test_a_fault_at_last_is_told_in_the_house_alone(federation, data, tapped, monkeypatch):  # noqa: F811
+    parts = run_of(federation, data, monkeypatch, LeavesNothing)
+    assert any("a: study-1: not fine-tuned: training failed; why stands in" in line for line in federation.said)
+    assert not (parts["a"].folder / WEIGHTS).exists()
+    assert not any(body.startswith(b"error") for name in "ab" for body in frames_of(tapped, name))
+
+
+def test_limits_hold_for_a_run_that_is_over(federation, data, monkeypatch):  # noqa: F811
+    """Also where they were lowered in the meantime, or a server says at once that a run is over."""
+
+    class Lowers(InProcess):
+        def train(self, order, **given):
+            if order.round == 2:
+                for site, *_ in federation.sites:
+                    (site.house.folder / "limits.toml").write_text("max_epochs = 2")
+            return super().train(order, **given)
+
+    parts = run_of(federation, data, monkeypatch, Lowers)
+    said = "not fine-tuned: 3 epochs of fine-tuning; this site allows 2"
+    assert all(any(f"{name}: study-1: {said}" in line for line in federation.said) for name in "ab")
+    assert not any((one.folder / WEIGHTS).exists() for one in parts.values())
+
+
 def test_a_sites_limit_of_epochs_is_also_of_these():
     from konvoi.sites.limits import Limits
 

@@ -97,7 +97,7 @@ def test_sites_train_on_data_normalised_by_what_a_survey_has_found(federation, e
         lines = "\n".join(review(house, "study"))
         assert "normal    inputs: less the mean 1001" in lines, name
         assert "as 92 samples have told" in lines
-        assert f"survey {packs.read(survey)[0].hash[:12]}, which was approved here" in lines
+        assert f"survey {packs.read(survey)[0].hash[:12]}, which was approved here: the word of" in lines
     assert "inputs is normalised" in page(houses["a"], "a", "test", ("x:1",))
     federation.submit(path, first=3)
     federation.wait(lambda: [one.is_over for one in federation.hall.runs.values()] == [True, True])

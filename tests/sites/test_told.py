@@ -126,7 +126,7 @@ def test_what_a_recipe_measures_can_be_listed_and_nothing_else(recipe, tmp_path)
     with pytest.raises(PlanError, match="beside the loss on these samples") as raised:
         packing.pack(recipe, tell=("loss", "accuracy"), **told)
     assert "--tell valid,accuracy" in str(raised.value)
-    for wrong in ("samples", "of patients"):
+    for wrong in ("samples", "by_site", "of patients"):
         with pytest.raises(PlanError, match="tells nothing of that kind"):
             packing.pack(recipe, tell=("valid", wrong), **told)
 

@@ -31,6 +31,11 @@ WEIGHTS, FROZEN = "initial", "frozen"  # what is in it beside what is read
 LARGEST = 16 << 20  # bytes of all sources
 MOST = 500  # sources
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of files in the zip: the same pack is the same bytes
+# What a file that is none comes to: whole numbers beyond all floats, and lists in lists without end among it.
+WRONG = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError),
+    zipfile.BadZipFile,
+)
 NAME = re.compile(r"(?![0-9a-f]+(\.[0-9a-f]*)?\Z)[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")  # never what may be a hash
 
 
@@ -80,7 +85,7 @@ class Pack:
         assert hashlib.sha256(initial).hexdigest() == self.initial
         try:
             _check(self)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except WRONG as error:
             raise StateError("nobody would take this pack", found=str(error)) from None
         assert (hashlib.sha256(frozen).hexdigest() if frozen else "") == self.frozen
         public, signature = sign(key, self.manifest())
@@ -128,7 +133,7 @@ def read(path: Path) -> tuple[Pack, str]:
         )
         _check(pack)
         manifest, public = pack.manifest(), str(signed["key"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except WRONG as error:
         raise StateError("this is no pack", found=f"{path}: {error}") from None
     if told["format"] != FORMAT:
         raise StateError("this pack is of another version of konvoi", found=f"format {told['format']}", expected=FORMAT)

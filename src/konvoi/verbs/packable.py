@@ -65,7 +65,8 @@ def check_told(tell: Sequence[str], prepared: Prepared, parts: Parts, island: Li
 def check_kept(tell: Sequence[str]) -> set[str]:
     """Names of what else is measured on samples that are kept for evaluation. Raises: PlanError."""
     others = {*tell} - {*TELL}
-    if wrong := sorted(one for one in others if one == "samples" or not one.isidentifier()):
+    taken = ("samples", "by_site")  # `valid_samples`, and what the server makes of it all
+    if wrong := sorted(one for one in others if one in taken or not one.isidentifier()):
         raise PlanError("an update tells nothing of that kind", found=", ".join(wrong), expected=", ".join(TELL))
     if others and "valid" not in tell:
         hint = f"--tell valid,{min(others)}"

@@ -185,8 +185,8 @@ def _how_samples_are_normalised(house: House, pack: Pack) -> Iterator[str]:
     of = f"survey {asked[:12]}, " + ("which was approved here" if was_agreed else "which nobody here has agreed to")
     for name, one in pack.statistics["columns"].items():
         yield f"normal    {name}: {in_words(one)}"
-    told = of if asked else "whoever made the pack"
-    yield f"          as {pack.statistics['samples']:,} samples have told, by {told}"
+    told = f"by {of}" if asked else "by no survey"
+    yield f"          as {pack.statistics['samples']:,} samples have told, {told}: the word of whoever signed it"
 
 
 def _how_adapters_are_averaged(pack: Pack) -> Iterator[str]:

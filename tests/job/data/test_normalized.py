@@ -124,3 +124,29 @@ def _by(values, rows):
     some = values[rows].astype(np.float64)
     std = some.std(0)
     return (values - some.mean(0)) / np.where(std > 1e-9, std, 1.0)
+
+
+def test_nothing_is_normalised_twice():
+    data = kv.data.tensors(inputs=TABLE, labels=np.arange(40) % 2, holdout=0)
+    by = of_told({"inputs": {"mean": [1.0, 2.0, 3.0], "std": [2.0, 4.0, 1.0]}})
+    found = known(kv.data.normalize(data, "inputs", "inputs"), by).prepare()
+    assert np.allclose(read(found.train), (TABLE - [1, 2, 3]) / [2, 4, 1], rtol=1e-6)
+    for around in (lambda one: one, lambda one: kv.data.map(one, lambda sample, rng: sample)):
+        with pytest.raises(DataError, match="normalised already"):
+            kv.data.normalize(around(kv.data.normalize(data)))
+
+
+def test_what_is_read_into_a_slot_is_not_normalised_by_its_own_numbers():
+    data = kv.data.normalize(kv.data.tensors(inputs=TABLE, labels=np.arange(40) % 2, holdout=0))
+    with pytest.raises(DataError, match="normalised around it"):
+        kv.data.slot(lambda path: data, example="x").prepare()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"std": [1e-320, 1.0, 1.0]}, {"std": [1e-60, 1.0, 1.0]}, {"mean": [1e200, 0.0, 0.0]}]
+)
+def test_statistics_of_which_no_numbers_come_are_refused_before_training(wrong):
+    data = kv.data.tensors(inputs=TABLE, labels=np.arange(40) % 2, holdout=0)
+    told = {"inputs": {"mean": [0.0] * 3, "std": [1.0] * 3, **wrong}}
+    with pytest.raises(DataError, match="make no numbers"):
+        known(kv.data.normalize(data), of_told(told)).prepare()

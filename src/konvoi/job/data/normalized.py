@@ -92,13 +92,20 @@ def normalize(data: object, *columns: str) -> Normalized:
     wrong = [one for one in columns if not isinstance(one, str) or one == "labels"]
     if wrong:
         raise DataError("normalize takes names of columns that hold numbers", found=repr(wrong[0]), expected='"inputs"')
-    return Normalized(of(data), columns or ("inputs",))
+    data = of(data)
+    if already := columns_of(data):
+        raise DataError(
+            "these data are normalised already",
+            found=", ".join(already),
+            hint="name all columns in one kv.data.normalize",
+        )
+    return Normalized(data, tuple(dict.fromkeys(columns)) or ("inputs",))
 
 
 def columns_of(data: object) -> tuple[str, ...]:
     """Those that are normalised, also where `data.map` is around it; none where the data are not."""
     if isinstance(data, Normalized):
-        return tuple({**dict.fromkeys(columns_of(data.data)), **dict.fromkeys(data.columns)})
+        return data.columns
     return columns_of(data.data) if isinstance(data, Map) else ()
 
 
@@ -116,7 +123,7 @@ def known(data: Any, by: Mapping[str, Normalize]) -> Any:
             hint="konvoi federation pack --survey, and then pack --statistics statistics.json",
         )
     if isinstance(data, Normalized):
-        return replace(data, data=known(data.data, by), by=tuple(by[name] for name in data.columns))
+        return replace(data, by=tuple(by[name] for name in data.columns))
     return replace(data, data=known(data.data, by)) if columns_of(data) else data
 
 
@@ -146,9 +153,15 @@ def in_words(told: Mapping[str, Any], most: int = 4) -> str:
 
 def _compare(splits: Splits, by: Sequence[Normalize]) -> None:
     features = {one.name: one.features for one in survey(splits).columns}
+    (sample,) = read_samples(splits.train, [Key(seed=0, epoch=0, index=0)])
     for one in by:
         if features.get(one.column) != len(one.mean):
             found = f"{one.column} of {features.get(one.column, 'no')} features"
             raise DataError(
                 "the data are not of the form of what normalises them", found=found, expected=f"{len(one.mean)}"
             )
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_good = np.isfinite(one(sample)[one.column])
+        if not is_good[np.isfinite(np.asarray(sample[one.column]))].all():
+            found = f"{one.column} " + in_words({"mean": one.mean, "std": one.std})
+            raise DataError("these statistics make no numbers of the data", found=found, expected="within float32")

@@ -10,7 +10,7 @@ from typing import Any
 
 from konvoi.errors import DataError
 from konvoi.job.data.mapping import Map
-from konvoi.job.data.normalized import Normalized
+from konvoi.job.data.normalized import Normalized, columns_of
 from konvoi.job.data.of import of
 from konvoi.values import DataSpec, Splits
 
@@ -29,14 +29,19 @@ class Slot:
         return dataclasses.replace(self, path=None if path is None else str(path), spec=spec or self.spec)
 
     def prepare(self) -> Splits:
-        """Raises: DataError where the slot is empty, or what is in it looks different from what the recipe wants."""
+        """Raises: DataError where the slot is empty, what is in it looks different from what the recipe wants, or it is
+        normalised already."""
         where = self.path or self.example
         if where is None:
             raise DataError(
                 "this recipe's data are a slot, and it is empty",
                 hint="--data PATH, or kv.data.slot(..., example=PATH) to try the recipe out",
             )
-        splits = of(self.read(where)).prepare()
+        data = of(self.read(where))
+        if columns_of(data):  # each site's would be, by numbers of its own
+            hint = "kv.data.normalize(kv.data.slot(...))"
+            raise DataError("what is read into a slot is normalised around it", found=where, hint=hint)
+        splits = data.prepare()
         if self.spec is None:
             return splits
         _compare(splits.spec, self.spec, where)
