@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -42,6 +44,18 @@ def since(path: Path, start: int = 0) -> list[bytes]:
         fcntl.flock(file, fcntl.LOCK_SH)  # a line that is being written may yet be taken back
         file.seek(start)
         return file.read().split(b"\n")[:-1]
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process, and one of its threads, at a time: of those who read a file and then write it anew. `path` is a file
+    for this alone. Raises: OSError."""
+    descriptor = opened(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write(descriptor: int, data: bytes) -> None:

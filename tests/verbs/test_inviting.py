@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from konvoi.cli import main
@@ -84,6 +86,24 @@ def test_a_federation_whose_roster_nobody_signed_is_not_gone_on_with():
     with pytest.raises(StateError, match="signed by nobody") as raised:
         federation.serve(folder, print, None)
     assert "found another" in raised.value.hint
+
+
+def test_as_many_approve_as_was_said_at_first():
+    founders = ("a", "b", "c")
+    folder = found(founders=founders, approvals=2)
+    assert found(founders=founders, approvals=2) == found(founders=founders) == folder
+    with pytest.raises(FleetError, match="as many approve as the founders have signed") as raised:
+        found(founders=founders, approvals=3)
+    assert raised.value.expected == 2
+
+
+def test_a_server_that_ended_in_mid_enrolment_signs_for_the_newcomer_when_it_is_back():
+    folder, over = found(listen="127.0.0.1:0"), threading.Event()
+    inviting.invite(folder, "st-marys")
+    Roster.open(folder / LOG).admit("st-marys", "print", 0.0, public_of(ask("st-marys")[0]))
+    over.set()
+    federation.serve(folder, print, over)
+    assert Roster.open(folder / LOG).sites() == ("st-marys",)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ class Desk:
                     self.present.pop(name, None)
                     self.say(f"{name} has left")
                     return {}
+                self._check_standing(path, name)
                 if path == "/status":
                     return {"status": self.status()}
                 if path == "/roster" and self.roster.signing is not None:
@@ -124,14 +125,23 @@ class Desk:
                 raise FleetError("this federation has no runs over data that stay where they are")
             with self._lock:
                 self.roster.refresh()
-                name = self._member(certificate)
-                if why := self.roster.stands(name):
-                    raise FleetError(why, hint="konvoi federation approve-member, by each of those who approve")
+                self._check_standing("/frame", name := self._member(certificate))
             return self.frames.answer(name, frame(self.frames.largest()))
         except KonvoiError as error:
             with self._lock:
                 self.refused[error.message] = self.refused.get(error.message, 0) + 1
             raise
+
+    def _check_standing(self, path: str, name: str) -> None:
+        """Who waits to be approved is told nothing of the others; founders have to see each other before.
+
+        Raises: FleetError with what it waits for.
+        """
+        signing = self.roster.signing
+        if path != "/frame" and signing is not None and not signing.versions and name in signing.founders:
+            return
+        if why := self.roster.stands(name):
+            raise FleetError(why, hint="konvoi federation approve-member, by each of those who approve")
 
     def _enrol(self, body: Mapping[str, Any]) -> dict[str, Any]:
         name, token, request = (_text(body, key) for key in ("name", "token", "request"))

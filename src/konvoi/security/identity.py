@@ -4,13 +4,14 @@ one file that knows `cryptography`."""
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -89,19 +90,22 @@ class Authority:
     def sign(self, request: bytes, name: str) -> bytes:
         """A certificate for the key in a signing request, for this name whatever the request says.
 
-        Raises: StateError for a request that is damaged, or not signed by its own key.
+        Raises: StateError for a request that is damaged, not signed by its own key, or of another kind of key.
         """
         try:
             asked = x509.load_pem_x509_csr(request)
             is_its_own = asked.is_signature_valid
-        except ValueError as error:
+            key = asked.public_key()
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise StateError("this is no signing request", found=str(error)) from None
         if not is_its_own:
             raise StateError("a signing request was not signed by its own key")
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise StateError("a member's key is of another kind than all members'", expected="the curve P-256")
         issuer = x509.load_pem_x509_certificate(self.certificate)
         uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         made = (
-            _begin(_subject(name), issuer.subject, asked.public_key())
+            _begin(_subject(name), issuer.subject, key)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
@@ -180,13 +184,20 @@ def is_signed(public: str, signature: str, data: bytes) -> bool:
 
 
 def public_of(pem: bytes) -> str:
-    """The public key of a certificate, or of a private key, hex: a point in its one compressed form."""
+    """The public key of a certificate, or of a private key, hex: a point in its compressed form. Raises: ValueError."""
     if b"CERTIFICATE" in pem:
         key = x509.load_pem_x509_certificate(pem).public_key()
     else:
         key = _key(pem).public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("another kind of key")
     return key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint).hex()
+
+
+def own_key(folder: Path) -> str:
+    """A member's own, public; "" before it has joined. Of the key alone: the certificate comes from a server."""
+    path = folder / "key.pem"
+    return public_of(path.read_bytes()) if path.exists() else ""
 
 
 def mark(data: str) -> str:
@@ -204,6 +215,7 @@ def sign_as(key: bytes, data: bytes) -> str:
     return _key(key).sign(data, ec.ECDSA(hashes.SHA256())).hex()
 
 
+@functools.lru_cache(4096)  # a roster is followed from its first version on, again and again
 def is_by(public: str, signature: str, data: bytes) -> bool:
     """Whether the member with this public key has signed this."""
     try:

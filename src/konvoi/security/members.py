@@ -3,7 +3,6 @@ one names. Whoever carries it from one to the other can add nobody."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +10,7 @@ from types import MappingProxyType
 
 from konvoi.errors import StateError
 from konvoi.security.identity import is_by, mark
-from konvoi.security.version import FIELDS, KEEPER, MEMBER, Entry, Version, about, read
+from konvoi.security.version import FIELDS, KEEPER, MEMBER, Entry, Version, about, as_text, read
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Members:
     @property
     def is_kept(self) -> bool:
         """Whether whoever keeps the server adds members alone."""
-        return [one.role for one in self.entries.values() if one.role != MEMBER] == [KEEPER]
+        return any(one.role == KEEPER for one in self.entries.values())
 
     def adding(self, entry: Entry) -> str:
         """The next version, to be signed: a newcomer, or a member in another role."""
@@ -49,9 +48,8 @@ class Members:
         return self._next([], [name])
 
     def _next(self, add: Sequence[Entry], remove: Sequence[str]) -> str:
-        """To the letter the same, whoever makes it: so that signatures are of one text."""
         told = (self.federation, self.number + 1, self.head, self.needed, [asdict(one) for one in add], remove)
-        return json.dumps(dict(zip(FIELDS, told, strict=True)))
+        return as_text(dict(zip(FIELDS, told, strict=True)))
 
 
 def founding(federation: str, needed: int, founders: Iterable[Entry]) -> str:
@@ -85,6 +83,8 @@ def advance(members: Members, text: str) -> Members:
             raise StateError(f"{of} has one in a role that cannot begin there", found=f"{one.name}, {one.role}")
         entries[one.name] = one
     approvers = [one for one in entries.values() if one.role != MEMBER]
+    if len(approvers) > 1 and any(one.role == KEEPER for one in approvers):  # else it looks like members' own
+        raise StateError(f"{of} has others approve beside whoever keeps the server, who would still add members alone")
     if not 1 <= found["needed"] <= len(approvers):
         raise StateError(
             f"{of} leaves too few who approve: nobody could come or go any more",

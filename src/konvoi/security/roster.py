@@ -162,12 +162,12 @@ class Roster:
         self._add({"what": "signed", "name": name, "text": text, "signature": signature, "at": now})
 
     def settle(self, key: bytes, now: float) -> None:
-        """Where whoever keeps the server signs alone, with this key: the roster is made to say what this log says."""
+        """Where whoever keeps the server signs alone, with this key: the roster is made to say what this log says.
+        Raises: FleetError, StateError for what cannot be signed."""
         self.refresh()
         while self.signing is not None and self.signing.is_kept and (text := self.signing.due(self.revoked)):
-            self._add(
-                {"what": "signed", "name": DESK, "text": text, "signature": sign_as(key, text.encode()), "at": now}
-            )
+            self.signing.check(DESK, text, signature := sign_as(key, text.encode()), self.revoked)  # else for ever
+            self._add({"what": "signed", "name": DESK, "text": text, "signature": signature, "at": now})
 
     def sites(self) -> tuple[str, ...]:
         """Members that are on the roster."""

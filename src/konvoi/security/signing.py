@@ -94,12 +94,13 @@ class Signing:
         return about(text)[1]
 
     def signed(self) -> dict[str, list[str]]:
-        """By whom what waits was signed so far, by the name that it is about; "" is the founding."""
+        """By whom what waits was signed so far, by the name that it is about; "" is the founding. Of two texts about
+        one name it is the one that more have signed: they do not add up."""
         found = dict[str, list[str]]()
         for text, signatures in self.proposed.items():
             add, remove = about(text)
             name = (*remove, *(one.name for one in add))[0] if self.versions else ""
-            found[name] = sorted({*found.get(name, []), *signatures})
+            found[name] = max(found.get(name, []), sorted(signatures), key=len)
         return found
 
     def stands(self, name: str) -> str:

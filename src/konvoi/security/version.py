@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from konvoi.errors import StateError
@@ -72,9 +72,17 @@ def read(text: str) -> dict[str, Any]:
             raise ValueError(wrong[0])
         if not all(isinstance(name, str) and NAME.fullmatch(name) for name in found["remove"]):
             raise ValueError("remove")
-        return {**found, "add": tuple(map(_entry, found["add"]))}
+        add = tuple(map(_entry, found["add"]))
+        if text != as_text({**found, "add": [asdict(one) for one in add]}):  # a name that stands there twice, perhaps
+            raise ValueError("what it says is written in another way")
+        return {**found, "add": add}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StateError("this is no version of a roster", found=str(error)[:60]) from None
+
+
+def as_text(told: Mapping[str, Any]) -> str:
+    """The one way in which it is written, whoever makes it: so that signatures are of one text."""
+    return json.dumps({name: told[name] for name in FIELDS})
 
 
 def _entry(told: Any) -> Entry:

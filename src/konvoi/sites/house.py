@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from konvoi.errors import StateError
+from konvoi.lines import alone
 from konvoi.security import members as rosters
 from konvoi.security import pack as packs
 from konvoi.security.identity import mark
@@ -205,25 +206,27 @@ class House:
         """Raises: StateError."""
         return rosters.follow(self.versions())
 
-    def take_roster(self, told: Any, founding: str) -> Members:
+    def take_roster(self, told: Any, founding: str, since: int | None = None) -> Members:
         """`founding`: hash of the version that this site knows to be the founders'; "": it is a founder, and holds to
-        what its people have signed. Raises: StateError for a roster that it does not take."""
-        held = self.versions()
-        try:
-            shown = [Version.read(one) for one in told] if isinstance(told, list) else []
-            if not shown:
-                raise StateError("it has no version that founders have signed")
-            found = rosters.extend(held, shown)
-            if found.founding != (founding or self.founded()):
-                wanted = mark(founding or self.founded()) if founding or self.founded() else "what is signed here first"
-                raise StateError("it is another federation's", found=mark(found.founding), expected=wanted)
-        except StateError as error:
-            why = "the server shows a roster that this site does not take"
-            raise StateError(f"{why}: {error.message}", found=error.found, expected=error.expected) from None
-        if len(shown) > len(held):  # of what is held the signatures stay, too: those that are shown were not looked at
-            kept = [*held, *shown[len(held) :]]
-            write(self.folder / "roster.jsonl", "".join(f"{one.line()}\n" for one in kept).encode())
-        return found
+        what its people have signed. `since`: versions held when this was asked for; more may have come while the answer
+        was on its way. Raises: StateError for a roster that it does not take."""
+        with alone(self.folder / "roster.lock"):  # the agent, and a command of those who approve
+            held = self.versions()
+            try:
+                shown = [Version.read(one) for one in told] if isinstance(told, list) else []
+                if not shown:
+                    raise StateError("it has no version that founders have signed")
+                found = rosters.extend(held if since is None else held[: max(since, len(shown))], shown)
+                if found.founding != (known := founding or self.founded()):
+                    wanted = mark(known) if known else "what is signed here first"
+                    raise StateError("it is another federation's", found=mark(found.founding), expected=wanted)
+            except StateError as error:
+                why = "the server shows a roster that this site does not take"
+                raise StateError(f"{why}: {error.message}", found=error.found, expected=error.expected) from None
+            if len(shown) > len(held):  # of what is held the signatures stay, too: those shown were not looked at
+                kept = [*held, *shown[len(held) :]]
+                write(self.folder / "roster.jsonl", "".join(f"{one.line()}\n" for one in kept).encode())
+            return found if len(shown) >= len(held) else self.members()
 
     def founded(self) -> str:
         """Hash of what a founder's people have signed; "": nothing."""
@@ -231,7 +234,11 @@ class House:
         return path.read_text() if path.exists() else ""
 
     def note_founding(self, text: str) -> None:
-        write(self.folder / "founding", Version(text, {}).hash.encode())
+        """Before it is signed. Raises: StateError where another was: a server could show each to others."""
+        hash = Version(text, {}).hash
+        if self.founded() not in ("", hash):
+            raise StateError("other founders were signed for here", found=mark(hash), expected=mark(self.founded()))
+        write(self.folder / "founding", hash.encode())
 
     def run_folder(self, run: str) -> Path:
         folder = self.folder / "runs" / run[:16]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from konvoi.security.identity import mark, own_key
 from konvoi.security.pack import Pack
 from konvoi.sites.house import House
 from konvoi.sites.protocol import Facts, Started, convoy_of, is_listed_as_said, outside
@@ -26,9 +27,11 @@ def forbidden(facts: Facts, run: Started, pack: Pack, signer: str, house: House,
         found.append("it is not approved here any more")
     if facts.rounds != plan.rounds or facts.round > plan.rounds + (not facts.wanted):
         found.append(f"round {facts.round} of {facts.rounds}; the pack has {plan.rounds}")
-    members = house.members().sites
+    members, own = house.members().sites, own_key(house.folder)
     if site not in members:
         found.append("this site is not on the roster that it holds: it has to be approved first")
+    elif own and members[site].key != own:  # approved by those who have not heard its key
+        found.append(f"the roster has another's key as {site}'s: {mark(members[site].key)} is not {mark(own)}")
     # Where nobody waits, an update is added up with others of the same few members.
     asked = min(plan.at_once, len(members)) if plan.at_once else len({*facts.cohort} & members.keys())
     if facts.wanted and asked < limits.min_cohort:

@@ -103,9 +103,10 @@ class Site:
                 failed_at, is_first, wait_s = 0.0, False, FIRST_S
 
     def _ask(self, *, waits: bool) -> None:
+        held = len(self.house.versions())
         values = {"run": NOTHING, "doing": IS_READY, "waits": int(waits)}
         told = object_of(self.gate.send(PROTOCOL, "ask", values))
-        self.house.take_roster(told["roster"], self.here.founding)
+        self.house.take_roster(told["roster"], self.here.founding, held)
         runs: list[tuple[Started, str]] = []
         refused: MessageRefused | None = None
         for one in told["runs"]:

@@ -11,7 +11,7 @@ from konvoi.errors import FleetError, StateError
 from konvoi.fleet.wire import dial
 from konvoi.observe.wording import columns
 from konvoi.security import members as rosters
-from konvoi.security.identity import mark, public_of, sign_as
+from konvoi.security.identity import mark, own_key, public_of, sign_as
 from konvoi.security.invitation import Invitation
 from konvoi.security.members import Members
 from konvoi.security.roster import FOUNDERS
@@ -49,9 +49,7 @@ def founders(invitation: Invitation) -> Iterator[str]:
 
 def key_of(house: House) -> str:
     """What others compare by telephone; "" where there is none yet."""
-    if not (house.folder / "certificate.pem").exists():
-        return ""
-    return mark(public_of((house.folder / "certificate.pem").read_bytes()))
+    return mark(key) if (key := own_key(house.folder)) else ""
 
 
 def members(house: House) -> Iterator[str]:
@@ -85,8 +83,12 @@ def waiting(house: House, invitation: Invitation) -> Iterator[str]:
         yield f"  when {name} has said by telephone that it is so: {SIGN} {name} {mark(one.key)}"
     if house.versions() and not newcomers:
         yield "nobody waits"
-    leaving = [name for name in told["signed"] if name in house.members().entries]
-    yield from (f"{name} is to go or to change: signed by {', '.join(_signed(told, name))}" for name in leaving)
+    known = house.members().entries
+    yield from (
+        f"{name} is to go or to change: signed by {', '.join(_signed(told, name))}"
+        for name in told["signed"]
+        if name in known
+    )
 
 
 def approve(house: House, invitation: Invitation, name: str, key: str, *, approver: bool = False) -> str:
@@ -95,7 +97,7 @@ def approve(house: House, invitation: Invitation, name: str, key: str, *, approv
     told, own = _ask(house, invitation), (house.folder / "key.pem").read_bytes()
     if name == FOUNDERS:
         text = str(told["founding"])
-        if not text:
+        if not text or house.versions():
             raise FleetError("there is nothing that founders have to sign", hint=SIGN)
         found = rosters.advance(Members(), text)
         _compare(name, found.head, key)
@@ -104,7 +106,6 @@ def approve(house: House, invitation: Invitation, name: str, key: str, *, approv
             raise StateError("the server shows founders among whom this site's key is not", found=invitation.name)
         if found.federation != invitation.federation_id:
             raise StateError("the server shows founders of another federation", found=found.federation)
-        house.note_founding(text)
     else:
         known = house.members()
         one = known.entries.get(name) if approver else None
@@ -141,7 +142,9 @@ def _ask(house: House, invitation: Invitation) -> Mapping[str, Any]:
     """How it stands at the server; the roster is taken in. Raises: FleetError, StateError."""
     told = dial.ask(invitation.desks, "/roster", {}, invitation.authority, house.folder)
     kinds = {"versions": list, "waiting": list, "founding": str, "signed": dict}
-    if any(not isinstance(told.get(name), kind) for name, kind in kinds.items()):
+    if any(not isinstance(told.get(name), kind) for name, kind in kinds.items()) or not all(
+        isinstance(by, list) for by in told["signed"].values()
+    ):
         raise FleetError("an answer of the server makes no sense", found=str(told)[:60])
     if told["versions"] or house.versions():
         house.take_roster(told["versions"], founding_of(invitation))
@@ -164,6 +167,8 @@ def _sign(house: House, invitation: Invitation, key: bytes, text: str, name: str
         who = ", ".join(may) or "nobody"
         raise FleetError("this site is not among those who approve that", found=invitation.name, expected=who)
     rosters.advance(known, text)
+    if name == "":
+        house.note_founding(text)
     body = {"text": text, "signature": sign_as(key, text.encode())}
     dial.ask(invitation.desks, "/sign", body, invitation.authority, house.folder)
     told = _ask(house, invitation)

@@ -19,6 +19,7 @@ from konvoi.plan.convoy import Plan
 from konvoi.plan.presets import parse
 from konvoi.security.roster import DESK, Roster
 from konvoi.security.version import NAME
+from konvoi.state.journal import write
 from konvoi.verbs.running import stop_signals
 
 PORT = 7700
@@ -48,7 +49,7 @@ class Terms:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / "terms.json").write_text(json.dumps(asdict(self), indent=1))
+        write(folder / "terms.json", json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Terms:
@@ -136,6 +137,8 @@ def found_for_sites(
         if founders and (signing is None or {*founders} != {*signing.founders}):
             told = ", ".join(signing.founders) if signing is not None else "nobody"
             raise FleetError("this federation was founded by others", found=", ".join(founders), expected=told)
+        if approvals and signing is not None and approvals != signing.needed:
+            raise FleetError("as many approve as the founders have signed", found=approvals, expected=signing.needed)
         Terms(**{**asdict(known), "desks": desks or known.desks, "listen": listen}).write(folder)
         return folder
     id = _found(folder, name)
@@ -185,6 +188,7 @@ def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> N
         hall = None
         begins: dict[str, Any] = {"num_first": terms.num_first, "needed": deciders_of(terms.plan)}
         if terms.is_of_sites:
+            from konvoi.security.identity import Authority
             from konvoi.sites.hall import Hall  # loads torch
 
             if roster.signing is None:
@@ -192,6 +196,7 @@ def serve(folder: Path, say: Callable[[str], None], until: threading.Event) -> N
                 raise StateError(
                     "this federation's roster was signed by nobody: it is of an earlier version", hint=hint
                 )
+            roster.settle(Authority.load(folder / "authority").key, time.time())  # it may have ended in mid-enrolment
             hall = stack.enter_context(Hall(folder, roster, say=say))
             begins = {"num_first": 1 << 30, "frames": hall}  # sites do not begin together
         desk = stack.enter_context(Desk(folder, roster, terms=terms.hash, address=address, say=say, **begins))

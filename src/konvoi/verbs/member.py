@@ -54,7 +54,8 @@ def enlist(invitation: Invitation, recipe: Path | None, say: Callable[[str], Non
         "terms": invitation.terms,
     }
     told = dial.ask(invitation.desks, "/enrol", body, invitation.authority)
-    certificate = str(told["certificate"]).encode()
+    certificate = str(told.get("certificate")).encode()
+    _check_certificate(certificate, invitation.name, key)
     (folder / invitation.name).mkdir(parents=True, exist_ok=True, mode=0o700)
     kept = dataclasses.replace(invitation, token="")  # it was used
     (folder / invitation.name / "invitation.json").write_text(kept.as_text())
@@ -62,6 +63,18 @@ def enlist(invitation: Invitation, recipe: Path | None, say: Callable[[str], Non
     own = f"the certificate is {fingerprint(certificate)}" if invitation.plan else f"the key is {mark(public_of(key))}"
     say(f"joined {invitation.federation} as {invitation.name}; {own}")
     return folder
+
+
+def _check_certificate(certificate: bytes, name: str, key: bytes) -> None:
+    """Raises: FleetError for one that is not of this key and name."""
+    from konvoi.security.identity import mark, name_of, public_of
+
+    try:
+        found = (name_of(certificate), mark(public_of(certificate)))
+    except ValueError as error:
+        raise FleetError("what the desk has answered is no certificate", found=str(error)[:60]) from None
+    if found != (wanted := (name, mark(public_of(key)))):
+        raise FleetError("the desk's certificate is not for this member's key", found=found, expected=wanted)
 
 
 def plan_here(plan: str, island: str) -> str:
