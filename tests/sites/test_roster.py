@@ -239,6 +239,9 @@ def test_a_founder_takes_no_roster_that_its_people_have_not_signed(tmp_path):
     assert "what is signed here first" in refused(new, told(FIRST), "")
     new.note_founding(ZOE)
     assert "it is another federation's" in refused(new, told(FIRST), "")
+    with pytest.raises(StateError, match="other founders were signed for here"):
+        new.note_founding(FIRST.text)
+    new = House(tmp_path / "other")
     new.note_founding(FIRST.text)
     assert [*new.take_roster(told(FIRST), "").sites] == ["a", "b"]
 

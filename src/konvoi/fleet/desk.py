@@ -7,9 +7,6 @@ met train on, and only nobody new can come.
 
 from __future__ import annotations
 
-import http.server
-import json
-import socket
 import ssl
 import threading
 import time
@@ -18,16 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from konvoi.errors import FleetError, KonvoiError
-from konvoi.fleet.wire.dial import OK
+from konvoi.fleet.door import Door
 from konvoi.security.identity import Authority, fingerprint, mark, name_of, public_of
 from konvoi.security.members import who_adds
 from konvoi.security.roster import DESK, Roster
 from konvoi.security.version import NAME
 
-LARGEST = 1 << 16  # bytes of a request, or an answer to a member
-TIMEOUT_S = 10.0
 AWAY_S = 15.0  # without a word
-MOST = 512  # connections at a time
 
 
 class Frames(Protocol):
@@ -67,13 +61,12 @@ class Desk:
         self.present: dict[str, dict[str, Any]] = {}  # by member: what it has said, from where, and when
         self.refused: dict[str, int] = {}  # by reason
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(MOST)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.verify_mode = ssl.CERT_OPTIONAL
         context.load_verify_locations(cadata=self.authority.certificate.decode())
         context.load_cert_chain(folder / DESK / "certificate.pem", folder / DESK / "key.pem")
-        self._server = _Server(address, self, context)
+        self._server = Door(address, self, context)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="konvoi-desk", daemon=True)
 
@@ -216,78 +209,6 @@ class Desk:
             "refused": dict(self.refused),
             **({} if self.roster.signing is None else {"roster": who_adds(self.roster.signing.members)}),
         }
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self, address: tuple[str, int], desk: Desk, context: ssl.SSLContext) -> None:
-        self.desk, self.context = desk, context
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        try:
-            super().__init__(address, _Handler)
-        except OSError as error:
-            raise FleetError("the desk cannot listen", found=f"{address[0]}:{address[1]}: {error.strerror}") from None
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """In the connection's own thread: a stranger who says nothing keeps nobody else waiting."""
-        if not self.desk._slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            request.settimeout(TIMEOUT_S)
-            request.getpeername()  # else wrap_socket raises for whoever has hung up, and leaves its own socket open
-            super().process_request_thread(self.context.wrap_socket(request, server_side=True), client_address)
-        except (OSError, ssl.SSLError, ValueError):
-            self.shutdown_request(request)
-        finally:
-            self.desk._slots.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that breaks is nothing to be told."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: _Server
-    protocol_version = "HTTP/1.0"
-
-    def do_POST(self) -> None:
-        shown = self.connection.getpeercert(binary_form=True)
-        try:
-            if self.path == "/frame":
-                self._say(OK, self.server.desk.answer_frame(self._body, shown))
-                return
-            body = json.loads(self._body(LARGEST))
-            if not isinstance(body, dict):
-                raise FleetError("a request is an object")
-            self._tell(OK, self.server.desk.answer(self.path, body, shown, self.client_address[0]))
-        except KonvoiError as error:
-            self._tell(403, {"message": error.message, "found": str(error.found or ""), "hint": error.hint or ""})
-        except (ValueError, RecursionError):
-            self._tell(400, {"message": "a request that makes no sense"})
-
-    def _body(self, largest: int) -> bytes:
-        size = int(self.headers.get("Content-Length", "-1"))
-        if not 0 <= size <= largest:
-            raise FleetError("a request has a length, and is not larger", expected=f"at most {largest} bytes")
-        data = self.rfile.read(size)
-        if len(data) < size:
-            raise ValueError("a request that was cut off")
-        return data
-
-    def _tell(self, status: int, body: Mapping[str, Any]) -> None:
-        self._say(status, json.dumps(body).encode(), "application/json")
-
-    def _say(self, status: int, data: bytes, kind: str = "application/octet-stream") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """The desk says itself what a person should know."""
 
 
 def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
