@@ -7,8 +7,6 @@ import traceback
 from typing import TYPE_CHECKING
 
 from konvoi.errors import KonvoiError
-from konvoi.sites import fetching
-from konvoi.sites.orders import Order
 from konvoi.sites.protocol import ERRORS, TRAINING, Facts, convoy_of
 from konvoi.sites.refusing import forbidden
 
@@ -41,18 +39,7 @@ def finetune(part: Part, facts: Facts) -> None:
 
 def _train_on(part: Part, facts: Facts, epochs: float) -> None:
     into = part.folder / FIGURES
-    weights = fetching.weights(part.gate, facts.base, part.folder / "weights", part.run_.id, part.pack)
-    attempt = part.kept.attempt()
-    order = Order(
-        round=facts.round,
-        weights=str(weights.resolve()),
-        own=str(part.kept.own.resolve()) if part.kept.own.exists() else "",
-        out=str((attempt / WEIGHTS).resolve()),
-        keep=str((attempt / FIGURES).resolve()),
-        settings={**part.run_.settings},
-        evaluate=True,
-        finetune=True,
-    )
+    attempt, order = part.attempt(facts, WEIGHTS, FIGURES, evaluate=True, finetune=True)
     part.say(f"trains on for this house alone: {epochs:g} epochs")
     result = part.process.train(order, most_s=60 * part.house.limits.max_minutes_per_round, is_over=part.has_to_end)
     if result is None:

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from konvoi.errors import KonvoiError, MessageRefused
@@ -205,17 +206,8 @@ class Part(threading.Thread):
         self._failed = 0
 
     def _learn(self, facts: Facts) -> bytes | None:
-        weights = fetching.weights(self.gate, facts.base, self.folder / "weights", self.run_.id, self.pack)
-        attempt = self.kept.attempt()
-        order = Order(
-            round=facts.round,
-            weights=str(weights.resolve()),
-            own=str(self.kept.own.resolve()) if self.kept.own.exists() else "",
-            out=str((attempt / "out.npz").resolve()),
-            keep=str((attempt / "own").resolve()),
-            settings={**self.run_.settings},
-            evaluate=any(field.name == "valid_loss" for field in self.pack.leaves.frame("update").fields),
-        )
+        tells = any(field.name == "valid_loss" for field in self.pack.leaves.frame("update").fields)
+        attempt, order = self.attempt(facts, "out.npz", "own", evaluate=tells)
         self.say(f"trains for round {facts.round}")
         most_s = 60 * self.house.limits.max_minutes_per_round
         with self._heard(TRAINS, facts):
@@ -233,6 +225,23 @@ class Part(threading.Thread):
             raise NoUpdate(NOT_FINITE) from error
         self.kept.keep(attempt / "own", facts.round, facts.base, frame)
         return frame
+
+    def attempt(
+        self, facts: Facts, out: str, keep: str, *, evaluate: bool, finetune: bool = False
+    ) -> tuple[Path, Order]:
+        """A new folder, and what the process is asked to do from the server's weights and leave there, in two files."""
+        weights = fetching.weights(self.gate, facts.base, self.folder / "weights", self.run_.id, self.pack)
+        folder = self.kept.attempt()
+        return folder, Order(
+            round=facts.round,
+            weights=str(weights.resolve()),
+            own=str(self.kept.own.resolve()) if self.kept.own.exists() else "",
+            out=str((folder / out).resolve()),
+            keep=str((folder / keep).resolve()),
+            settings={**self.run_.settings},
+            evaluate=evaluate,
+            finetune=finetune,
+        )
 
     def has_to_end(self) -> bool:
         """A person's word, while it trains."""
